@@ -1,0 +1,62 @@
+"""What a person sees while stages run: a live bar with the remaining time, then one line a stage."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fathom.chain.stage import Record
+from fathom.train.loop import Notify
+
+SHOWN_METRICS = {
+    "loss_main": "loss {:.3f}",
+    "accuracy": "accuracy {:.2f}",
+    "length": "length {:.1f}",
+    "tokens_per_s": "{:,.0f} tokens/s",
+    "rollout_tokens_per_s": "{:,.0f} sampled tokens/s",
+}
+
+
+@contextmanager
+def progress(console: Console, title: str, steps: int) -> Generator[Notify]:
+    """A bar over `steps`; what it yields is told of every finished step."""
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=console.quiet or not steps) as bar:
+        task = bar.add_task(title, total=steps, numbers="")
+
+        def notify(step: int, metrics: dict[str, object]) -> None:
+            bar.update(task, completed=step, numbers=describe_metrics(metrics))
+
+        yield notify
+
+
+def describe_metrics(metrics: dict[str, object]) -> str:
+    """The numbers of a step worth watching."""
+    return "  ".join(form.format(metrics[name]) for name, form in SHOWN_METRICS.items() if name in metrics)
+
+
+def describe_stage(record: Record) -> str:
+    """One line on a finished stage."""
+    score = record.get("score") or {}
+    parts: list[str] = []
+    if "sampled" in score:
+        low, high = score["sampled_low"], score["sampled_high"]
+        parts.append(f"{score['sampled']:.1%} sampled ({low:.1%} to {high:.1%}), {score['greedy']:.1%} greedy")
+    if "solved" in score:
+        parts.append(f"{score['solved']:.1%} solved in {score['tries']:.2f} tries")
+    if "acceptance" in score:
+        speed = score["speculative_tokens_per_s"] / score["plain_tokens_per_s"]
+        same = "same texts" if score["equal"] else "TEXTS DIFFER"
+        parts.append(f"{same}, {score['acceptance']:.1%} of drafts accepted, {speed:.2f}x the speed")
+    if record.get("loss") is not None:
+        parts.append(f"loss {record['loss']:.3f}")
+    if "vocabulary" in record:
+        parts.append(f"{record['vocabulary']} entries, {record['tokens']:,} tokens")
+    return ", ".join([*parts, f"{record['seconds']:.0f} s"])

@@ -1,0 +1,99 @@
+"""One stage of a chain: begun again, continued or skipped, and a ledger line at its end."""
+
+import hashlib
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from fathom.config import Config
+from fathom.parallel.world import World
+from fathom.runs import Run, describe_commit, describe_machine, write_whole
+
+Record = dict[str, Any]
+
+
+def run_stage(
+    run: Run,
+    world: World,
+    config: Config,
+    name: str,
+    inputs: dict[str, object],
+    work: Callable[[], Record],
+    output: Path | None = None,
+) -> Record:
+    """Do `work` unless the ledger says that it was done with the same `inputs`; the stage's ledger line.
+
+    `inputs` are all that the result depends on: config sections, seeds, hashes of what earlier stages made.
+    A stage that was interrupted goes on where its checkpoints end; one whose inputs changed starts over.
+    `output` must exist for a skip. Every process calls this; the first one decides and books.
+    """
+    key = fingerprint({"stage": name, **inputs})
+    decision = _decide(run, name, key, output) if world.is_main else None
+    decision = world.gather(decision)[0]
+    if isinstance(decision, dict):
+        return decision
+    started = time.perf_counter()
+    result = work()
+    memory = sum(float(str(gib)) for gib in world.gather(peak_memory_gib()))
+    record: Record = {
+        "key": key,
+        "seed": config.seed,
+        "seconds": round(time.perf_counter() - started, 3),
+        "processes": world.size,
+        "peak_memory_gib": round(memory, 3),
+        **result,
+    }
+    record["dollars"] = round(record["seconds"] / 3600 * config.dollars_per_hour, 6)
+    if world.is_main:
+        run.append_ledger(name, **record, commit=describe_commit(), machine=describe_machine())
+    world.barrier()
+    return {"stage": name, **record}
+
+
+def _decide(run: Run, name: str, key: str, output: Path | None) -> Record | None:
+    """The ledger line of an equal stage that is done, or None after making the stage's directory ready."""
+    done = [line for line in run.read_ledger(name) if line["key"] == key]
+    if done and (output is None or output.exists()):
+        return done[-1]
+    directory = run.checkpoint_dir(name)
+    began = directory / "inputs"
+    if not began.exists() or began.read_text() != key:
+        shutil.rmtree(directory, ignore_errors=True)
+        run.truncate_metrics(name, after_step=-1)
+        directory.mkdir(parents=True)
+        write_whole(began, key)
+    return None
+
+
+def fingerprint(value: object) -> str:
+    """Hex SHA-256 of a value made of plain types and configs."""
+
+    def plain(item: object) -> object:
+        if is_dataclass(item) and not isinstance(item, type):
+            return asdict(item)
+        raise TypeError(f"a fingerprint of {type(item).__name__} is not defined")
+
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=plain).encode()).hexdigest()
+
+
+def file_hash(*paths: Path) -> str:
+    """Hex SHA-256 of the contents of files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)

@@ -1,0 +1,315 @@
+"""The stages of a run: each takes what the earlier ones left in the run directory and books its own line.
+
+Every function here is called by all processes of a world; the verbs of the command line start that world.
+"""
+
+import random
+from pathlib import Path
+
+import torch
+
+from fathom.chain.data import open_text, prepare_text, solved_problems, validation_batches
+from fathom.chain.stage import Record, file_hash, run_stage
+from fathom.checkpoint.state import checkpoint_path, list_checkpoints, load_weights, weights_hash
+from fathom.config import Config, TrainConfig
+from fathom.eval.suite import Answer, evaluate, random_play
+from fathom.infer.speculate import speculate_greedy
+from fathom.model import Transformer
+from fathom.parallel.world import World
+from fathom.plan.count import train_flops_per_token
+from fathom.rl.loop import train_grpo
+from fathom.runs import Run
+from fathom.tasks import Countdown, build, distinct_problems
+from fathom.text.chat import parse_reply, render_prompt
+from fathom.text.packing import Batch, PackedLoader
+from fathom.text.padding import DialogueLoader
+from fathom.text.tokenizer import Tokenizer
+from fathom.train import schedule
+from fathom.train.loop import Notify, Place, train_language
+
+EVALUATION_SEED = 1  # held-out problems are the same for every run and seed
+SHOWN = 8  # answers kept as examples of a stage
+CHECKED = 64  # greedy texts compared with and without drafts
+
+
+def quiet(step: int, metrics: dict[str, object]) -> None:
+    """Tell nobody about a step."""
+
+
+def compute_dtype(config: Config, world: World) -> torch.dtype:
+    """The precision of forward and backward passes: bfloat16 on a GPU unless asked otherwise."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if world.device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def tokenize(world: World, config: Config, run: Run) -> Record:
+    """Tokenizer and shards."""
+
+    def work() -> Record:
+        counts = prepare_text(config, run) if world.is_main else {}
+        world.barrier()
+        return {**counts, "data_hash": file_hash(*run.shards_dir.glob("*.bin"))}
+
+    inputs: dict[str, object] = {"text": config.text, "task": config.task, "seed": config.seed}
+    return run_stage(run, world, config, "tokenize", inputs, work, output=run.tokenizer_path)
+
+
+def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet) -> Record:
+    """Next-token training on the mixture of text and worked arithmetic."""
+    train = config.pretrain
+    require_divisible(train, world)
+
+    def work() -> Record:
+        tokenizer = Tokenizer.load(run.tokenizer_path)
+        shards = open_text(config, run, tokenizer)
+        loader = PackedLoader(
+            shards.training, shards.shares, seq_len=train.seq_len, batch_rows=train.batch_rows, seed=config.seed
+        )
+        first_rows = [0]
+        for step in range(train.steps):
+            first_rows.append(first_rows[-1] + schedule.batch_rows(train.schedule, train.batch_rows, step, train.steps))
+
+        def batch_of(step: int, rows: int) -> Batch:
+            share = rows // world.size
+            return loader.rows(first_rows[step] + world.rank * share, share)
+
+        kept = validation_batches(shards.validation, 64, train.seq_len, world.rank, world.size)
+        model = new_model(config, world)
+        place = Place(run, "pretrain", world, compute_dtype(config, world), notify)
+        train_language(place, train, model, batch_of, kept, config.text.mask_documents)
+        return training_record(run, "pretrain", model, train)
+
+    inputs: dict[str, object] = {
+        "model": config.model,
+        "train": train,
+        "mask_documents": config.text.mask_documents,
+        "seed": config.seed,
+        "init": config.init,
+        "processes": world.size,
+        "data": last_line(run, "tokenize")["data_hash"] if world.is_main else None,
+    }
+    return run_stage(
+        run, world, config, "pretrain", inputs, work, checkpoint_path(run.checkpoint_dir("pretrain"), train.steps)
+    )
+
+
+def sft(world: World, config: Config, run: Run, notify: Notify = quiet) -> Record:
+    """The cold start: fine-tuning on worked solutions of training problems (R1 2.3.1)."""
+    return fine_tune(world, config, run, "sft", config.sft, source="pretrain", skip=0, notify=notify)
+
+
+def sft_control(world: World, config: Config, run: Run, notify: Notify = quiet) -> Record:
+    """The control of GRPO: the cold start goes on, on new solutions, for as much compute."""
+    return fine_tune(
+        world, config, run, "sft_control", config.sft_control, source="sft", skip=config.sft.steps, notify=notify
+    )
+
+
+def fine_tune(
+    world: World, config: Config, run: Run, stage: str, train: TrainConfig, source: str, skip: int, notify: Notify
+) -> Record:
+    """Supervised training on worked solutions, from the weights of stage `source`; the first `skip` batches are past."""
+    require_divisible(train, world)
+
+    def work() -> Record:
+        tokenizer = Tokenizer.load(run.tokenizer_path)
+        count = (config.sft.steps + (config.sft_control.steps if config.cold_start else 0)) * train.batch_rows
+        if world.is_main:
+            solved_problems(config, run, tokenizer, count)
+        world.barrier()
+        loader = DialogueLoader(
+            solved_problems(config, run, tokenizer, count),
+            pad_id=tokenizer.pad_id,
+            seq_len=train.seq_len,
+            batch_rows=train.batch_rows,
+            seed=config.seed,
+            rank=world.rank,
+            world=world.size,
+        )
+        model = model_of_stage(config, run, world, source)
+        place = Place(run, stage, world, compute_dtype(config, world), notify)
+        train_language(place, train, model, lambda step, rows: loader.batch(skip + step))
+        return training_record(run, stage, model, train)
+
+    inputs: dict[str, object] = {
+        "train": train,
+        "task": config.task,
+        "seed": config.seed,
+        "processes": world.size,
+        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+    }
+    return run_stage(run, world, config, stage, inputs, work, checkpoint_path(run.checkpoint_dir(stage), train.steps))
+
+
+def grpo(world: World, config: Config, run: Run, notify: Notify = quiet) -> Record:
+    """Reinforcement learning on the task, from the cold start or, as R1-Zero, from the pretrained model."""
+    source = "sft" if config.cold_start else "pretrain"
+
+    def work() -> Record:
+        tokenizer = Tokenizer.load(run.tokenizer_path)
+        model = model_of_stage(config, run, world, source)
+        place = Place(run, "grpo", world, compute_dtype(config, world), notify)
+        train_grpo(place, config.grpo, model, build(config.task), tokenizer, config.seed)
+        lines = run.read_metrics("grpo")
+        per_token = train_flops_per_token(model.config, config.grpo.sampling.max_tokens, mtp=False)
+        sampled, trained = (sum(line[name] for line in lines) for name in ("rollout_tokens", "trained_tokens"))
+        return {
+            "steps": config.grpo.steps,
+            "tokens": int(sampled),
+            "trained_tokens": int(trained),
+            "flops": per_token * (sampled / 3 + trained),  # a forward pass is a third of a training step
+            "weights_hash": weights_hash(model),
+        }
+
+    inputs: dict[str, object] = {
+        "grpo": config.grpo,
+        "task": config.task,
+        "seed": config.seed,
+        "processes": world.size,
+        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+    }
+    return run_stage(
+        run, world, config, "grpo", inputs, work, checkpoint_path(run.checkpoint_dir("grpo"), config.grpo.steps)
+    )
+
+
+def evaluation(world: World, config: Config, run: Run, name: str, source: str) -> Record:
+    """Accuracy of stage `source` on held-out problems, and a few of its answers as examples."""
+
+    def work() -> Record:
+        tokenizer = Tokenizer.load(run.tokenizer_path)
+        task = build(config.task)
+        problems = distinct_problems(task, config.eval.problems, EVALUATION_SEED)
+        model = model_of_stage(config, run, world, source)
+        score, answers = evaluate(
+            model, task, tokenizer, problems, config.eval, config.grpo.sampling, config.seed, world
+        )
+        if world.is_main:
+            keep_examples(run, name, answers)
+        return {"score": score.as_record(), "tokens": int(score.mean_length * score.answers)}
+
+    inputs: dict[str, object] = {
+        "eval": config.eval,
+        "task": config.task,
+        "sampling": config.grpo.sampling,
+        "seed": config.seed,
+        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+    }
+    return run_stage(run, world, config, name, inputs, work)
+
+
+def random_control(world: World, config: Config, run: Run, after: str) -> Record:
+    """The other control: random legal play with the model's own mean number of tries."""
+    task = build(config.task)
+    if not isinstance(task, Countdown):
+        return {}
+    tries = max(1.0, last_line(run, after)["score"]["mean_tries"]) if world.is_main else 1.0
+
+    def work() -> Record:
+        problems = distinct_problems(task, config.eval.problems, EVALUATION_SEED)
+        return {"score": random_play(task, problems, tries, config.seed)}
+
+    inputs: dict[str, object] = {"eval": config.eval, "task": config.task, "tries": tries, "seed": config.seed}
+    return run_stage(run, world, config, "control_random", inputs, work)
+
+
+def speculation(world: World, config: Config, run: Run, source: str) -> Record:
+    """Greedy decoding with drafts of the MTP module against decoding without: equal texts, acceptance, speed."""
+    if not config.model.num_nextn_predict_layers:
+        return {}
+
+    def work() -> Record:
+        score: Record = {}
+        if world.is_main:
+            tokenizer = Tokenizer.load(run.tokenizer_path)
+            problems = distinct_problems(build(config.task), CHECKED, EVALUATION_SEED)
+            prompts = [render_prompt(tokenizer, problem.question) for problem in problems]
+            model = model_of_stage(config, run, world, source)
+            stop = frozenset({tokenizer.eos_id})
+            report = speculate_greedy(model, prompts, stop, config.grpo.sampling.max_tokens)
+            tokens = sum(len(text) for text in report.texts)
+            score = {
+                "equal": report.equal,
+                "answers": len(prompts),
+                "acceptance": round(report.acceptance, 4),
+                "tokens_per_step": round(report.tokens_per_step, 4),
+                "plain_tokens_per_s": round(tokens / report.plain_seconds, 1),
+                "speculative_tokens_per_s": round(tokens / report.seconds, 1),
+            }
+        world.barrier()
+        return {"score": score}
+
+    inputs: dict[str, object] = {
+        "task": config.task,
+        "sampling": config.grpo.sampling,
+        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+    }
+    return run_stage(run, world, config, "mtp_check", inputs, work)
+
+
+def require_divisible(train: TrainConfig, world: World) -> None:
+    """Refuse a batch that cannot be shared out evenly."""
+    if train.batch_rows % world.size:
+        raise ValueError(
+            f"batch_rows={train.batch_rows} does not divide among {world.size} workers; "
+            f"choose a multiple of {world.size} or another --workers"
+        )
+
+
+def new_model(config: Config, world: World) -> Transformer:
+    """A model with fresh weights, or with those of the checkpoint that `init` names."""
+    model = Transformer(config.model)
+    if config.init:
+        load_weights(Path(config.init), model)
+    else:
+        model.initialise(torch.Generator().manual_seed(config.seed))
+    return model.to(world.device)
+
+
+def model_of_stage(config: Config, run: Run, world: World, stage: str) -> Transformer:
+    """The model as the newest checkpoint of a stage left it."""
+    checkpoints = list_checkpoints(run.checkpoint_dir(stage))
+    if not checkpoints:
+        raise ValueError(f"{run.path} holds no checkpoint of the stage {stage}; run `fathom {stage}` first")
+    model = Transformer(config.model)
+    load_weights(checkpoints[-1], model)
+    return model.to(world.device)
+
+
+def last_line(run: Run, stage: str) -> Record:
+    """The newest ledger line of a stage that must have run."""
+    lines = run.read_ledger(stage)
+    if not lines:
+        raise ValueError(f"{run.path} has not finished the stage {stage}; run `fathom {stage}` first")
+    return lines[-1]
+
+
+def training_record(run: Run, stage: str, model: Transformer, train: TrainConfig) -> Record:
+    """The ledger's figures of a training stage."""
+    lines = run.read_metrics(stage)
+    tokens = sum(line["tokens"] for line in lines)
+    return {
+        "steps": train.steps,
+        "tokens": tokens,
+        "flops": train_flops_per_token(model.config, train.seq_len) * tokens,
+        "loss": lines[-1]["loss_main"] if lines else None,
+        "weights_hash": weights_hash(model),
+    }
+
+
+def keep_examples(run: Run, stage: str, answers: list[Answer]) -> None:
+    """Keep a few sampled answers, drawn without looking at whether they are right."""
+    sampled = {answer.problem.key: answer for answer in answers if not answer.greedy}
+    keys = random.Random(0).sample(sorted(sampled), min(SHOWN, len(sampled)))
+    run.forget_samples(stage)
+    for answer in (sampled[key] for key in keys):
+        reply = parse_reply(answer.reply)
+        run.append_sample(
+            stage,
+            question=answer.problem.question,
+            thinking=reply.thinking,
+            answer=reply.answer,
+            correct=answer.correct,
+            reply=answer.reply,
+        )

@@ -1,0 +1,1 @@
+"""Checkpoints: published ones both ways, and those a run resumes from."""

@@ -1,0 +1,27 @@
+"""Which checkpoint a path means."""
+
+from pathlib import Path
+
+from fathom.checkpoint.state import list_checkpoints
+from fathom.checkpoint.tensors import INDEX, SINGLE
+
+STAGES = ("grpo", "sft", "pretrain")  # the furthest trained first
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` itself if it is a checkpoint or a file, else the newest one of a stage or of a run's last stage.
+
+    Raises ValueError where there is none, or only a half-written one.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a checkpoint, a run directory or a .gguf file")
+    if path.is_file():
+        return path
+    if path.name.startswith("step_") and path not in list_checkpoints(path.parent):
+        raise ValueError(f"{path} was not written to its end; name the run to take the newest whole checkpoint")
+    if (path / SINGLE).exists() or (path / INDEX).exists():
+        return path
+    for stage in (path, *(path / name for name in STAGES)):
+        if checkpoints := list_checkpoints(stage):
+            return checkpoints[-1]
+    raise ValueError(f"{path} holds no checkpoint; train first, or name a directory with {SINGLE}")

@@ -1,0 +1,350 @@
+"""The command `fathom`: one verb a job, all on one config, each imported when called."""
+
+import difflib
+import errno
+import inspect
+import json
+import logging
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from fathom import __version__
+from fathom.config import Config, SamplingConfig
+from fathom.config.load import load_config, read_toml
+from fathom.presets import preset
+from fathom.runs import Run
+
+# Fields of a config are flags of their own: --grpo.steps, --model.attention.kind.
+Fields = Annotated[Config, arg(name="")]
+Sampling = Annotated[SamplingConfig, arg(name="")]
+Toml = Annotated[Path | None, arg(name="config", help="TOML file; its tables are the sections below, and flags win")]
+Out = Annotated[Path | None, arg(help="run directory, begun or to begin (runs/PRESET unless given)")]
+Resume = Annotated[bool, arg(help="continue from the newest checkpoint of this stage")]
+RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="directory of a run")]
+OutDir = Annotated[Positional[Path], arg(metavar="OUT_DIR", help="directory to write, empty or to create")]
+
+
+# ---- verbs ----------------------------------------------------------------------------------------------------------
+
+
+def run(
+    name: Annotated[Positional[str], arg(metavar="PRESET", help="laptop, laptop-zero, laptop-mul, laptop-four")],
+    config: Fields,
+    toml: Toml = None,
+    out: Out = None,
+) -> None:
+    """Run the whole chain, from raw text to a reasoning model and its report.
+
+    Tokenizer, pretraining (V3 4), cold-start fine-tuning (R1 2.3.1), GRPO (R1 2.2), evaluation before and after, a
+    check of MTP speculation, and report.html. A finished stage whose inputs are unchanged is skipped and an
+    interrupted one continues, so the same command, given again, goes on.
+
+    Example: fathom run laptop --seed 1 --out runs/seed1
+    """
+    from fathom.chain import laptop
+
+    laptop.run(config, out or _default_out(config))
+
+
+def tokenize(config: Fields, toml: Toml = None, out: Out = None) -> None:
+    """Train the tokenizer and cut the text into shards.
+
+    Byte-level BPE with integers 0-999 as single tokens; documents become shards with their borders, some of them
+    reordered to prefix-suffix-middle (V3 4.1). Sources are those of --text.sources.
+
+    Example: fathom tokenize --text.sources book.txt notes.jsonl --out runs/mine
+    """
+    from fathom.chain import verbs
+
+    verbs.tokenize(config, Run(out or _default_out(config)))
+
+
+def pretrain(config: Fields, toml: Toml = None, out: Out = None, resume: Resume = False) -> None:
+    """Pretrain on next tokens, and on those after them by multi-token prediction.
+
+    AdamW, warm-up and decay, growing batch, experts balanced by a bias instead of a loss, all on V3's schedules
+    (V3 2, 4.2). Flags of the stage begin with --pretrain.
+
+    Example: fathom pretrain --preset laptop --pretrain.steps 400 --out runs/mine
+    """
+    from fathom.chain import verbs
+
+    verbs.pretrain(config, Run(out or _default_out(config)), resume)
+
+
+def sft(config: Fields, toml: Toml = None, out: Out = None, resume: Resume = False) -> None:
+    """Fine-tune on worked solutions: the cold start before GRPO.
+
+    The loss counts the reply alone, thinking and answer (R1 2.3.1). Flags of the stage begin with --sft.
+
+    Example: fathom sft --out runs/mine --sft.optimizer.lr 1e-3
+    """
+    from fathom.chain import verbs
+
+    verbs.sft(config, Run(out or _default_out(config)), resume)
+
+
+def grpo(config: Fields, toml: Toml = None, out: Out = None, resume: Resume = False) -> None:
+    """Reinforce what is checked to be right: group relative policy optimisation.
+
+    A group of answers is sampled per question and graded by rule; each answer is pushed by how much better it is than
+    its group (DeepSeekMath 4.1, R1 2.2). Flags of the stage begin with --grpo and --task.
+
+    Example: fathom grpo --out runs/mine --grpo.steps 600 --grpo.objective.kl_beta 0.001
+    """
+    from fathom.chain import verbs
+
+    verbs.grpo(config, Run(out or _default_out(config)), resume)
+
+
+def evaluate(run: RunDir, config: Fields, toml: Toml = None) -> None:
+    """Score a run's newest model on held-out problems.
+
+    Sampled and greedy accuracy with 95 % intervals, beside random legal play. The config is the run's own; flags,
+    most of them under --eval and --task, lay others over it.
+
+    Example: fathom eval runs/laptop --eval.problems 200
+    """
+    from fathom.chain import verbs
+
+    verbs.evaluate(config, Run(run))
+
+
+def generate(
+    run: RunDir,
+    prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT", help="questions, such as 8,2,4:10")],
+    sampling: Sampling,
+) -> None:
+    """Answer one or more prompts.
+
+    Prints one reply a prompt, thinking included. The sampling is that of the run's GRPO unless flags say otherwise;
+    --temperature 0 takes the likeliest token.
+
+    Example: fathom generate runs/laptop 8,2,4:10 3,9,5:11 --temperature 0
+    """
+    if not prompts:
+        raise ValueError("there is no prompt; give one or more: fathom generate RUN 8,2,4:10")
+    from fathom.chain import talk
+
+    for reply in talk.generate(Run(run), prompts, sampling):
+        print(reply, flush=True)
+
+
+def chat(run: RunDir, sampling: Sampling) -> None:
+    """Talk to a trained model in the terminal.
+
+    Says what the model has learned, offers three problems, shows the thinking apart from the answer and checks each
+    answer. An empty line or Ctrl-D ends it.
+
+    Example: fathom chat runs/laptop
+    """
+    from fathom.chain import talk
+
+    talk.chat(Run(run), sampling)
+
+
+def report(run: RunDir) -> None:
+    """Write the page of a run: curves, samples, cost.
+
+    One self-contained report.html in the run's directory, from its records alone.
+
+    Example: fathom report runs/laptop
+    """
+    from fathom.report import page
+
+    print(page.write(Run(run)))
+
+
+def export(
+    run: Annotated[Positional[Path], arg(metavar="RUN", help="directory of a run, or of one checkpoint in it")],
+    out: OutDir,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "fp8"], arg(help="fp8: e4m3 in blocks of 128 x 128, the form V3 came in")
+    ] = "float32",
+) -> None:
+    """Write a model as transformers, vLLM and SGLang load it.
+
+    Sharded safetensors under the published names, with config.json and the tokenizer.
+
+    Example: fathom export runs/laptop hub/laptop --dtype bfloat16
+    """
+    from fathom.checkpoint import hub
+
+    hub.export_checkpoint(run, out, dtype)
+
+
+def import_(
+    source: Annotated[Positional[Path], arg(help="directory of safetensors with its config.json, or a .gguf file")],
+    out: OutDir,
+    dtype: Annotated[Literal["float32", "bfloat16"], arg(help="float32 holds every published precision")] = "float32",
+) -> None:
+    """Read a published model: DeepSeek, Moonlight, Kimi, Llama, Qwen.
+
+    A tensor that does not fit the config is refused by name and nothing is left half written. Files in GGUF need the
+    extra: pip install 'fathomlm[gguf]'.
+
+    Example: fathom import ~/models/Qwen2.5-0.5B models/qwen
+    """
+    from fathom.checkpoint import hub
+
+    hub.import_checkpoint(source, out, dtype)
+
+
+def bench(
+    what: Annotated[Positional[Literal["train", "decode", "rollout"]], arg(help="what to measure, in tokens/s")],
+    peer: Annotated[
+        Literal["transformers", "trl", "none"], arg(help="library to run beside it: same shape, rows and tokens")
+    ] = "none",
+) -> None:
+    """Measure speed, alone or beside a peer library.
+
+    Ends in one line of JSON. Peers need the extra: pip install 'fathomlm[peers]'.
+
+    Example: fathom bench train --peer transformers
+    """
+    print(json.dumps(import_module(f"fathom.bench.{what}").main(peer)))
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "tokenize": tokenize,
+    "pretrain": pretrain,
+    "sft": sft,
+    "grpo": grpo,
+    "eval": evaluate,
+    "generate": generate,
+    "chat": chat,
+    "report": report,
+    "export": export,
+    "import": import_,
+    "bench": bench,
+}
+RESUMABLE = ("pretrain", "sft", "grpo")
+
+
+# ---- from words to a call -------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code is 2 for a mistake of the caller, 1 for a fault of the machine, 130 for Ctrl-C."""
+    logging.basicConfig(format="fathom: %(message)s")
+    logging.getLogger("fathom").setLevel(logging.INFO)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = [word for word in words if word != "--traceback"]
+    try:
+        _call(args)
+        return 0
+    except BrokenPipeError:  # the reader left, as in `fathom grpo --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        if len(args) < len(words):
+            traceback.print_exc()
+        code, sentence = _explain(error, args)
+        print(f"fathom: {sentence}", file=sys.stderr)
+        return code
+
+
+def _call(args: list[str]) -> None:
+    verb, *flags = args or ["--help"]
+    if verb in ("-h", "--help"):
+        print(_overview())
+    elif verb == "--version":
+        print(f"fathom {__version__}")
+    elif verb in VERBS:
+        job = partial(VERBS[verb], **_starting_values(verb, flags))
+        about = inspect.getdoc(VERBS[verb])
+        tyro.cli(job, prog=f"fathom {verb}", description=about, args=flags, use_underscores=True)
+    else:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        guess = f"did you mean `fathom {close[0]}`?" if close else f"the verbs are {', '.join(VERBS)}"
+        raise ValueError(f"{verb!r} is no verb; {guess}")
+
+
+def _overview() -> str:
+    lines = [
+        "usage: fathom VERB [FLAGS]",
+        "",
+        "Train, explain and serve DeepSeek-style reasoning models: the V3 to R1 recipe.",
+        "",
+        *(f"  {name:10}{(inspect.getdoc(verb) or '').splitlines()[0]}" for name, verb in VERBS.items()),
+        "",
+        "`fathom VERB --help` explains a verb with all its flags; --traceback shows where an error came from.",
+    ]
+    return "\n".join(lines)
+
+
+def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
+    """What the flags of `verb` lie over: a preset, or the config that a run was made with."""
+    toml = _value_of(flags, "config")
+    if verb in ("tokenize", "pretrain", "sft", "grpo"):
+        return {"config": load_config(_stage_base(flags), Path(toml) if toml else None)}
+    if verb not in ("run", "eval", "generate", "chat"):
+        return {}
+    wants_help = "-h" in flags or "--help" in flags
+    if not wants_help and (not flags or flags[0].startswith("-")):
+        first = "PRESET" if verb == "run" else "RUN"
+        raise ValueError(f"give the {first} right after the verb: fathom {verb} {first} [FLAGS]")
+    if _value_of(flags, "preset"):
+        raise ValueError(f"--preset does not go with fathom {verb}, whose config follows from {flags[0]}; leave it out")
+    base = preset("laptop") if wants_help else preset(flags[0]) if verb == "run" else Run(flags[0]).config
+    if verb in ("generate", "chat"):
+        return {"sampling": base.grpo.sampling}
+    return {"config": load_config(base, Path(toml) if toml else None)}
+
+
+def _stage_base(flags: list[str]) -> Config:
+    """The preset that the flags or their TOML file name, else the config of the run in --out, else laptop's."""
+    toml, out, name = (_value_of(flags, flag) for flag in ("config", "out", "preset"))
+    if name is None and toml:
+        name = read_toml(Path(toml)).get("preset")
+    if name is None and out and (Path(out) / "config.json").exists():
+        return Run(out).config
+    return preset(str(name or "laptop"))
+
+
+def _value_of(flags: list[str], name: str) -> str | None:
+    """The word given with `--name WORD` or `--name=WORD`."""
+    for at, flag in enumerate(flags):
+        head, equals, tail = flag.partition("=")
+        if head == f"--{name}":
+            return tail if equals else next(iter(flags[at + 1 :]), None)
+    return None
+
+
+def _default_out(config: Config) -> Path:
+    return Path("runs") / config.preset
+
+
+def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
+    """The exit code and the one sentence for an error."""
+    verb = args[0] if args else ""
+    said = " ".join(str(error).split())
+    match error:
+        case KeyboardInterrupt() if verb in RESUMABLE:
+            again = args if "--resume" in args else [*args, "--resume"]
+            return 130, f"interrupted; the run can be resumed with `fathom {shlex.join(again)}`"
+        case KeyboardInterrupt() if verb == "run":
+            return 130, f"interrupted; the run can be resumed with the same command, `fathom {shlex.join(args)}`"
+        case KeyboardInterrupt():
+            return 130, "interrupted"
+        case ValueError():
+            return 2, said
+        case MemoryError():
+            return 1, "the machine ran out of memory; lower micro_batch_rows of the stage and repeat the command"
+        case OSError(errno=errno.ENOSPC):
+            return 1, f"the disk is full ({error.filename or 'while writing'}); free some space and repeat the command"
+        case OSError():
+            return 1, f"{error.strerror or said}: {error.filename}" if error.filename else error.strerror or said
+        case _:
+            return 1, f"{said or type(error).__name__} (--traceback shows where)"

@@ -1,0 +1,1 @@
+"""Evaluation: held-out problems, scores and how far each can be trusted."""

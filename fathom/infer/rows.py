@@ -1,0 +1,140 @@
+"""The state of the rows that are being decoded, and what they have drawn so far."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fathom.infer.sampler import Choice, Law, stream_key
+from fathom.infer.scheduler import Admission
+
+NO_TOKEN = -1  # fills the columns of rows with fewer stop ids than others
+
+
+class Fields(NamedTuple):
+    """Whole numbers of some rows, each (N,)."""
+
+    token: Tensor  # the newest token: not yet in the cache
+    draft: Tensor  # a guess of the token behind it
+    position: Tensor  # place of `token` in its row
+    start: Tensor  # place of the first drawn token: the length of the prompt
+    last: Tensor  # place of the last token that the request allows
+    key: Tensor  # of the row's random numbers
+    top_k: Tensor
+    request: Tensor
+    sample: Tensor
+    streams: Tensor  # 1 where tokens are handed out as they are drawn
+
+
+FIELDS = len(Fields._fields)
+
+
+class Rows:
+    """Rows 0 .. count - 1 are active. All numbers of a row lie in two tables, so that rows move in a few copies."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.count, self.capacity = 0, rows
+        self.law: Law | None = None  # by which all active rows are drawn; None where they may differ
+        self._whole = torch.zeros(FIELDS, rows, dtype=torch.int64, device=device)  # fields, then stop ids
+        self._laws = torch.zeros(2, rows, device=device)  # temperature, top_p
+        self._tokens = torch.zeros(rows, 0, dtype=torch.int64, device=device)
+        self._logprobs = torch.zeros(rows, 0, device=device)
+
+    def reserve(self, max_tokens: int, stop_ids: int) -> None:
+        """Make room for so many tokens and stop ids a row."""
+        if (more := max_tokens - self._tokens.shape[1]) > 0:
+            self._tokens, self._logprobs = F.pad(self._tokens, (0, more)), F.pad(self._logprobs, (0, more))
+        if (more := FIELDS + stop_ids - self._whole.shape[0]) > 0:
+            self._whole = F.pad(self._whole, (0, 0, 0, more), value=NO_TOKEN)
+
+    def fields(self, first: int = 0) -> Fields:
+        """The state of rows first .. count - 1, to be read and written in place."""
+        return Fields(*self._whole[:FIELDS, first : self.count].unbind())
+
+    def laws(self, first: int = 0) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """Temperature and top_p of rows first .. count - 1."""
+        temperature, top_p = self._laws[:, first : self.count].unbind()
+        return temperature, top_p
+
+    def add(self, admissions: Sequence[Admission], owner: Int[Tensor, " N"]) -> None:
+        """Append N rows that stand at the end of their prompts, with nothing drawn; admission owner[i] gets row i."""
+        first, self.count = self.count, self.count + len(owner)
+        laws = [Law(s.temperature, s.top_k, s.top_p) for s in (each.request.sampling for each in admissions)]
+        shared = set(laws) | ({self.law} if first else set())
+        self.law = shared.pop() if len(shared) == 1 else None
+        self._laws[:, first : self.count] = torch.tensor(
+            [(law.temperature, law.top_p) for law in laws], device=owner.device
+        )[owner].T
+        whole = torch.tensor([self._state(each) for each in admissions], device=owner.device)
+        self._whole[:, first : self.count] = whole[owner].T
+        row = self.fields(first)
+        row.sample.copy_(torch.tensor([sample for each in admissions for sample in each.samples], device=owner.device))
+        row.key.copy_(stream_key(row.key, row.sample))
+
+    def _state(self, admission: Admission) -> list[int]:
+        """The column of a row at the end of its prompt: the seed where its key belongs, and sample 0."""
+        request, start = admission.request, len(admission.request.prompt)
+        fields = {
+            "token": 0,
+            "draft": 0,
+            "position": start - 1,
+            "start": start,
+            "last": start + request.sampling.max_tokens - 1,
+            "key": _signed(request.seed),
+            "top_k": request.sampling.top_k,
+            "request": admission.request_id,
+            "sample": 0,
+            "streams": int(admission.streams),
+        }
+        missing_stops = self._whole.shape[0] - FIELDS - len(request.stop_ids)
+        return [*(fields[name] for name in Fields._fields), *request.stop_ids, *[NO_TOKEN] * missing_stops]
+
+    def record(self, choice: Choice, first: int = 0, advance: int | Int[Tensor, " N"] = 1) -> None:
+        """Move rows first .. count - 1 on by `advance` places and note what they drew there."""
+        row = self.fields(first)
+        row.position.add_(advance)
+        row.token.copy_(choice.token)
+        column = (row.position - row.start).unsqueeze(1)
+        self._tokens[first : self.count].scatter_(1, column, choice.token.unsqueeze(1))
+        self._logprobs[first : self.count].scatter_(1, column, choice.logprob.unsqueeze(1))
+
+    def finished(self) -> Bool[Tensor, " N"]:
+        """Which active rows drew a stop id or the last token they may."""
+        row = self.fields()
+        return (self._whole[FIELDS:, : self.count] == row.token).any(0).logical_or_(row.position >= row.last)
+
+    def progress(self, index: Int[Tensor, " K"]) -> tuple[list[int], list[int], list[int]]:
+        """Request, sample and number of drawn tokens of rows `index`."""
+        row = self.fields()
+        table = torch.stack((row.request, row.sample, row.position - row.start + 1))
+        requests, samples, counts = table[:, index].tolist()
+        return requests, samples, counts
+
+    def newest(self, index: Int[Tensor, " K"], width: int) -> tuple[list[list[int]], list[list[float]]]:
+        """The last `width` tokens and log-probabilities of rows `index`; rows that drew fewer repeat their first."""
+        row = self.fields()
+        ends = (row.position - row.start)[index].unsqueeze(1)
+        columns = (ends + torch.arange(1 - width, 1, device=index.device)).clamp_(min=0)
+        index = index.unsqueeze(1)
+        return self._tokens[index, columns].tolist(), self._logprobs[index, columns].tolist()
+
+    def close_ranks(self, finished: Bool[Tensor, " N"]) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
+        """Drop finished rows and move the last active ones to their places; returns where those were and are."""
+        left = self.count - int(finished.sum())
+        target = finished[:left].nonzero().flatten()
+        source = finished[left:].logical_not().nonzero().flatten() + left
+        if len(target):
+            for table in (self._whole, self._laws):
+                table[:, target] = table[:, source]
+            for table in (self._tokens, self._logprobs):
+                table[target] = table[source]
+        self.count = left
+        return source, target
+
+
+def _signed(seed: int) -> int:
+    """The low 64 bits as int64 holds them."""
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,0 +1,89 @@
+"""Log-probabilities of chosen tokens straight from hidden states, without a full table of logits."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_ELEMENTS = 1 << 19  # logits handled at a time: 2 MiB of float32, which stays in a core's cache
+
+
+class TokenLogprobs(NamedTuple):
+    """What `token_logprobs` returns; all (N,), float32 unless said."""
+
+    logprob: Tensor
+    best: Tensor  # the likeliest token, int64
+    entropy: Tensor  # of the whole distribution, without gradient; zeros unless asked for
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
+    temperature: float = 1.0,
+    entropy: bool = False,
+) -> TokenLogprobs:
+    """log softmax(hidden @ weight.T / temperature)[targets] in float32, computed in chunks of rows.
+
+    The backward pass reuses the probabilities of the forward pass in place, so it runs once.
+    """
+    return TokenLogprobs(*_TokenLogprobs.apply(hidden, weight, targets, temperature, entropy))  # pyright: ignore
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        matrix = weight.to(hidden.dtype)
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        logprobs, bests, entropies, probabilities = [], [], [], []
+        rows = max(1, CHUNK_ELEMENTS // weight.shape[0]) if not hidden.is_cuda else max(1, hidden.shape[0] // 8)
+        for h, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+            logits = (h @ matrix.T).float()
+            if temperature != 1.0:
+                logits.div_(temperature)
+            chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
+            p = logits.softmax(-1)
+            # log of the chosen probability from its own logit: exact where p underflows
+            peak, at = logits.max(-1)
+            normaliser = peak - p.gather(1, at.unsqueeze(1)).squeeze(1).log()
+            logprobs.append(chosen - normaliser)
+            bests.append(at)
+            if entropy:
+                entropies.append(normaliser - torch.linalg.vecdot(p, logits))
+            if needs_grad:
+                probabilities.append(p)
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.probabilities, ctx.temperature, ctx.rows = probabilities, temperature, rows
+        logprob = torch.cat(logprobs) if logprobs else hidden.new_zeros(0, dtype=torch.float32)
+        best = torch.cat(bests) if bests else targets.new_zeros(0)
+        spread = torch.cat(entropies) if entropies else torch.zeros_like(logprob)
+        ctx.mark_non_differentiable(best, spread)
+        return logprob, best, spread
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        matrix = weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight)
+        gradient = grads[0] / ctx.temperature
+        chunks = zip(
+            ctx.probabilities,
+            hidden.split(ctx.rows),
+            targets.split(ctx.rows),
+            gradient.split(ctx.rows),
+            grad_hidden.split(ctx.rows),
+            strict=True,
+        )
+        for p, h, target, g, grad_h in chunks:
+            g = g.unsqueeze(1)
+            grad_logits = p.mul_(-g).scatter_add_(1, target.unsqueeze(1), g).to(hidden.dtype)
+            torch.mm(grad_logits, matrix, out=grad_h)
+            grad_weight.addmm_(grad_logits.T.to(weight.dtype), h.to(weight.dtype))
+        ctx.probabilities = None
+        return grad_hidden, grad_weight, None, None, None

@@ -1,0 +1,73 @@
+"""The cache: what attention must remember of every past token, one vector per token and layer."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fathom.config import ModelConfig
+
+
+class LatentCache:
+    """Contiguous rows of cached vectors: (rows, capacity, width) per layer.
+
+    The width is kv_lora_rank + qk_rope_head_dim for latent attention (V2 Table 1) and keys plus values for
+    grouped-query attention. MTP modules count as further layers.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        layers = config.num_hidden_layers + config.num_nextn_predict_layers
+        shape = (rows, capacity, config.attention.cache_width)
+        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+
+    @property
+    def rows(self) -> int:
+        return self.layers[0].shape[0]
+
+    @property
+    def capacity(self) -> int:
+        return self.layers[0].shape[1]
+
+    def grow(self, capacity: int) -> None:
+        """Give every row room for `capacity` entries, keeping those it has."""
+        self.layers = [F.pad(layer, (0, 0, 0, capacity - layer.shape[1])) for layer in self.layers]
+
+    def copy_rows(self, source: Int[Tensor, " N"], target: Int[Tensor, " N"], length: int) -> None:
+        """Copy the first `length` entries of rows `source` over rows `target`."""
+        for layer in self.layers:
+            entries = layer[:, :length]
+            entries.index_copy_(0, target, entries.index_select(0, source))
+
+
+@dataclass(frozen=True)
+class CacheSlots:
+    """Where one forward pass writes its tokens, and what they may see: rows first .. first + B of a cache."""
+
+    cache: LatentCache
+    first: int
+    positions: Int[Tensor, "B T"]  # place of each new token in its row
+    length: int  # keys to look at: the largest position + 1
+    mask: Bool[Tensor, "B T S"]  # True where a query sees a key
+    fresh: bool  # the rows were empty: new tokens see only each other
+
+    @staticmethod
+    def at(cache: LatentCache, first: int, positions: Int[Tensor, "B T"], length: int, fresh: bool) -> "CacheSlots":
+        """Slots for new tokens at `positions`; a query sees every key up to its own position."""
+        keys = torch.arange(length, device=positions.device)
+        return CacheSlots(cache, first, positions, length, keys <= positions.unsqueeze(-1), fresh)
+
+    def extend(self, layer: int, entries: Float[Tensor, "B T W"]) -> Float[Tensor, "B S W"]:
+        """Write the new tokens' entries of one layer and return all entries that may be seen."""
+        rows = self.cache.layers[layer][self.first : self.first + entries.shape[0]]
+        index = torch.arange(entries.shape[0], device=entries.device).unsqueeze(1)
+        rows[index, self.positions] = entries.to(rows.dtype)
+        return rows[:, : self.length]

@@ -1,0 +1,24 @@
+"""The two layers that everything else is made of: a linear map and an RMSNorm."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fathom.kernels.norm import rms_norm
+
+
+def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    """A linear map, without bias unless asked."""
+    return nn.Linear(inputs, outputs, bias=bias)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learned gain."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        return rms_norm(x, self.weight, self.eps)

@@ -1,0 +1,82 @@
+"""Multi-head latent attention (V2 2.1, appendix C): keys and values live in one small latent per token."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fathom.config import ModelConfig
+from fathom.kernels.attention import expanded_attention, latent_attention
+from fathom.model.cache import CacheSlots
+from fathom.model.linear import RMSNorm, linear
+from fathom.model.rope import Rotation, rotate, softmax_scale
+
+
+class MLA(nn.Module):
+    """Training expands the latent into keys and values; decoding absorbs their weights into the query."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        a = config.attention
+        self.layer, self.config = layer, a
+        self.scale = softmax_scale(config.rope, a.qk_head_dim)
+        query_width = a.num_attention_heads * a.qk_head_dim
+        if a.q_lora_rank is None:
+            self.q_proj = linear(config.hidden_size, query_width)
+        else:
+            self.q_a_proj = linear(config.hidden_size, a.q_lora_rank)
+            self.q_a_norm = RMSNorm(a.q_lora_rank)
+            self.q_b_proj = linear(a.q_lora_rank, query_width)
+        self.kv_a_proj = linear(config.hidden_size, a.kv_lora_rank + a.qk_rope_head_dim)
+        self.kv_a_norm = RMSNorm(a.kv_lora_rank)
+        self.kv_b_proj = linear(a.kv_lora_rank, a.num_attention_heads * (a.qk_nope_head_dim + a.v_head_dim))
+        self.o_proj = linear(a.num_attention_heads * a.v_head_dim, config.hidden_size)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        turn: Rotation,
+        mask: Bool[Tensor, "B T S"] | None = None,
+        slots: CacheSlots | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        q_nope, q_rope = self._queries(x, turn)
+        latents = self._latents(x, turn)
+        if slots is None or slots.fresh:
+            out = self._expanded(q_nope, q_rope, latents, mask)
+            if slots is not None:
+                slots.extend(self.layer, latents)
+        else:
+            out = self._absorbed(q_nope, q_rope, slots.extend(self.layer, latents), slots.mask)
+        return self.o_proj(out.flatten(2))
+
+    def _queries(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
+        """(B, T, H, nope) and (B, T, H, rope)."""
+        a = self.config
+        q = self.q_proj(x) if a.q_lora_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
+        q = q.unflatten(-1, (a.num_attention_heads, a.qk_head_dim))
+        q_nope, q_rope = q.split((a.qk_nope_head_dim, a.qk_rope_head_dim), dim=-1)
+        return q_nope, rotate(q_rope, turn, interleaved=True)
+
+    def _latents(self, x: Tensor, turn: Rotation) -> Float[Tensor, "B T W"]:
+        """What is cached of a token: the normalised latent and the rotated key that all heads share."""
+        latent, k_rope = self.kv_a_proj(x).split((self.config.kv_lora_rank, self.config.qk_rope_head_dim), dim=-1)
+        k_rope = rotate(k_rope.unsqueeze(2), turn, interleaved=True).squeeze(2)
+        return torch.cat((self.kv_a_norm(latent), k_rope), dim=-1)
+
+    def _expanded(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, H, v): multi-head attention over the expanded latents of this pass."""
+        a = self.config
+        latent, k_rope = latents.split((a.kv_lora_rank, a.qk_rope_head_dim), dim=-1)
+        kv = self.kv_b_proj(latent).unflatten(-1, (a.num_attention_heads, a.qk_nope_head_dim + a.v_head_dim))
+        k_nope, v = kv.split((a.qk_nope_head_dim, a.v_head_dim), dim=-1)
+        k_rope = k_rope.unsqueeze(2).expand(-1, -1, a.num_attention_heads, -1)
+        q, k = torch.cat((q_nope, q_rope), dim=-1), torch.cat((k_nope, k_rope), dim=-1)
+        return expanded_attention(q, k, v, self.scale, mask)
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, H, v): W_UK moves into the query and W_UV behind the attention, so latents are read as they are."""
+        a = self.config
+        weight = self.kv_b_proj.weight.view(a.num_attention_heads, a.qk_nope_head_dim + a.v_head_dim, a.kv_lora_rank)
+        w_uk, w_uv = weight.split((a.qk_nope_head_dim, a.v_head_dim), dim=1)
+        q = torch.cat((torch.einsum("bthn,hnr->bthr", q_nope, w_uk), q_rope), dim=-1)
+        context = latent_attention(q, latents, a.kv_lora_rank, self.scale, mask)
+        return torch.einsum("bthr,hvr->bthv", context, w_uv)

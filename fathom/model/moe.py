@@ -1,0 +1,102 @@
+"""DeepSeekMoE: shared and routed experts, kept in balance by a selection bias (V3 2.1.2)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fathom.config import ModelConfig
+from fathom.kernels.grouped import grouped_swiglu
+from fathom.kernels.router import choose_experts, expert_load, gate_weights, router_scores, sequence_balance_loss
+from fathom.model.ffn import SwiGLU
+
+
+@dataclass
+class RoutingTrace:
+    """What a training pass notes of the routing, one entry per MoE layer in the order of the layers."""
+
+    valid: Float[Tensor, "B T"] | None = None  # tokens that count; None counts all
+    loads: list[Tensor] = field(default_factory=list[Tensor])  # (E,) token-expert pairs
+    balance: list[Tensor] = field(default_factory=list[Tensor])  # sequence-wise balance losses, not yet weighted
+
+
+class Router(nn.Module):
+    """Scores tokens against experts in float32; its selection bias is moved by load, never by a gradient."""
+
+    selection_bias: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config.moe
+        self.weight = nn.Parameter(torch.empty(config.moe.n_routed_experts, config.hidden_size))
+        self.register_buffer("selection_bias", torch.zeros(config.moe.n_routed_experts))
+
+    def forward(self, x: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (N, E), chosen experts (N, K) and their gate weights (N, K)."""
+        c = self.config
+        with torch.autocast(x.device.type, enabled=False):
+            scores = router_scores(F.linear(x.float(), self.weight.float()), c.scoring_func)
+        with torch.no_grad():
+            choice = scores + self.selection_bias if c.has_selection_bias else scores
+            if c.topk_method == "greedy":
+                experts = choose_experts(choice, c.num_experts_per_tok)
+            else:
+                best = 2 if c.has_selection_bias else 1
+                experts = choose_experts(choice, c.num_experts_per_tok, c.n_group, c.topk_group, best)
+        return scores, experts, gate_weights(scores, experts, c.norm_topk_prob, c.routed_scaling_factor)
+
+
+class MoE(nn.Module):
+    """Every token passes the shared experts and its K routed ones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c = config.moe
+        self.config = c
+        self.router = Router(config)
+        self.gate_up = nn.Parameter(torch.empty(c.n_routed_experts, 2 * c.moe_intermediate_size, config.hidden_size))
+        self.down = nn.Parameter(torch.empty(c.n_routed_experts, config.hidden_size, c.moe_intermediate_size))
+        shared_width = c.n_shared_experts * c.moe_intermediate_size  # shared experts are one wide one
+        self.shared = SwiGLU(config.hidden_size, shared_width) if shared_width else None
+
+    def forward(self, x: Float[Tensor, "B T D"], trace: RoutingTrace | None = None) -> Float[Tensor, "B T D"]:
+        tokens = x.flatten(0, 1)
+        scores, experts, weights = self.router(tokens)
+        out = grouped_swiglu(tokens, experts, weights, self.gate_up, self.down).view_as(x)
+        if trace is not None:
+            self._note(trace, scores.view(*x.shape[:2], -1), experts)
+        return out if self.shared is None else out + self.shared(x)
+
+    def _note(self, trace: RoutingTrace, scores: Float[Tensor, "B T E"], experts: Int[Tensor, "N K"]) -> None:
+        # an MTP module sees the row without its first tokens
+        valid = None if trace.valid is None else trace.valid[:, -scores.shape[1] :]
+        counted = experts if valid is None else experts[valid.flatten() > 0]
+        trace.loads.append(expert_load(counted, self.config.n_routed_experts))
+        if self.config.seq_aux_alpha:
+            trace.balance.append(sequence_balance_loss(scores, self.config.num_experts_per_tok, valid))
+
+
+def moe_layers(model: nn.Module) -> Iterator[MoE]:
+    """The MoE layers in the order in which a forward pass meets them."""
+    return (module for module in model.modules() if isinstance(module, MoE))
+
+
+@torch.no_grad()
+def update_selection_bias(model: nn.Module, loads: Int[Tensor, "L E"], speed: float) -> None:
+    """Raise the bias of under-loaded experts by `speed` and lower that of over-loaded ones (V3 2.1.2).
+
+    Called once per optimizer step with the loads of the whole batch over all ranks. A step that leaves the MTP
+    modules out has no loads of theirs, and their biases stay.
+    """
+    for layer, load in zip(moe_layers(model), loads.float(), strict=False):
+        if layer.config.has_selection_bias:
+            layer.router.selection_bias += speed * (load.mean() - load).sign()
+
+
+def max_violation(loads: Int[Tensor, "L E"]) -> Float[Tensor, " L"]:
+    """MaxVio of every layer: how far the busiest expert exceeds the mean load, as a share of it."""
+    load = loads.float()
+    return load.amax(-1) / load.mean(-1).clamp(min=1e-9) - 1

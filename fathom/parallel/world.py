@@ -1,0 +1,182 @@
+"""The processes that train together: who they are, how they sum, how they start and fail."""
+
+import contextlib
+import ctypes
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place among `size` equal ones."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor, on every process, by the sum over the processes: one message for all of them."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def sum_numbers(self, *numbers: float) -> tuple[float, ...]:
+        """The sums of a few numbers over the processes."""
+        if self.size == 1:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tuple(tensor.tolist())
+
+    def gather(self, value: object) -> list[object]:
+        """Every process's value, in the order of ranks, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means here."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda was asked for, but torch sees no GPU; use --device cpu or install a CUDA build")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def launch(workers: int, device: str, work: Callable[..., R], *args: object) -> R:
+    """Run `work(world, *args)` in `workers` processes and return what the first one returns.
+
+    The first process is this one, so that its errors, its Ctrl-C and its progress bar are the user's. If
+    another process fails, its error is raised here. Under torchrun the processes exist already.
+    """
+    chosen = choose_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        world = _settle(dist.get_rank(), dist.get_world_size(), chosen)
+        return work(world, *args)
+    size = 1 if chosen.type == "cuda" else workers
+    if size == 1:
+        return work(_settle(0, 1, chosen), *args)
+    with tempfile.TemporaryDirectory(prefix="fathom-world-") as folder:
+        meeting = Path(folder) / "store"
+        children = [_Child.start(rank, size, chosen, meeting, work, args) for rank in range(1, size)]
+        try:
+            return _take_part(0, size, chosen, meeting, work, args)
+        except RuntimeError:
+            for child in children:
+                child.raise_its_error()
+            raise
+        finally:
+            for child in children:
+                child.stop()
+
+
+@dataclass(frozen=True)
+class _Child:
+    process: mp.Process
+    errors: Connection
+
+    @staticmethod
+    def start(
+        rank: int, size: int, device: torch.device, meeting: Path, work: Callable[..., object], args: tuple[object, ...]
+    ) -> "_Child":
+        context = mp.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_child_main, args=(sender, rank, size, device, meeting, work, args), daemon=True
+        )
+        process.start()
+        sender.close()  # the child's end; once the child is gone, reading here ends too
+        return _Child(process, receiver)  # pyright: ignore[reportArgumentType]
+
+    def raise_its_error(self) -> None:
+        """Raise what ended the child, if it said so."""
+        with contextlib.suppress(EOFError):
+            if self.errors.poll(5.0):
+                raise pickle.loads(self.errors.recv_bytes())
+
+    def stop(self) -> None:
+        self.process.join(timeout=5.0)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
+
+
+def _child_main(
+    errors: Connection,
+    rank: int,
+    size: int,
+    device: torch.device,
+    meeting: Path,
+    work: Callable[..., object],
+    args: tuple[object, ...],
+) -> None:
+    try:
+        _take_part(rank, size, device, meeting, work, args)
+    except KeyboardInterrupt:
+        os._exit(130)  # the user stopped the first process as well; it speaks for both
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            errors.send_bytes(pickle.dumps(error))
+        os._exit(1)
+
+
+def _take_part(
+    rank: int, size: int, device: torch.device, meeting: Path, work: Callable[..., R], args: tuple[object, ...]
+) -> R:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    try:
+        return work(_settle(rank, size, device), *args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _settle(rank: int, size: int, device: torch.device) -> World:
+    """Share the cores out, and keep freed memory: small tensors come and go thousands of times a second."""
+    if device.type == "cuda":
+        device = torch.device("cuda", rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size) if size > 1 else 1)
+        keep_freed_memory()
+    return World(rank, size, device)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse freed blocks instead of returning their pages.
+
+    Every training step frees and asks for the same tensors; faulting their pages in again costs more than
+    half of an RMSNorm's backward pass. Elsewhere than glibc nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 1 << 30)

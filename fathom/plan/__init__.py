@@ -1,0 +1,1 @@
+"""Paper arithmetic on a config. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning from rule-checked rewards: sampling answers, judging them, learning from the difference."""

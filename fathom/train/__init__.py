@@ -1,0 +1,1 @@
+"""Training: one step serves pretraining, supervised fine-tuning and reinforcement learning."""

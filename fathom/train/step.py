@@ -1,0 +1,117 @@
+"""One optimizer step: the same for pretraining, fine-tuning and reinforcement learning."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fathom.config import OptimizerConfig
+from fathom.model import Transformer, update_selection_bias
+from fathom.parallel.world import World
+from fathom.train.loss import Losses
+from fathom.train.optimizer import build_optimizer
+
+M = TypeVar("M")
+
+
+@dataclass
+class TrainState:
+    """What steps change and a checkpoint keeps; `step` counts finished steps of the stage."""
+
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    copies: dict[str, list[Tensor]] = field(
+        default_factory=dict[str, list[Tensor]]
+    )  # "ema", "reference": weights apart
+
+    @staticmethod
+    def start(model: Transformer, config: OptimizerConfig) -> "TrainState":
+        state = TrainState(model, build_optimizer(config, model))
+        if config.ema_decay:
+            state.keep_copy("ema")
+        return state
+
+    def keep_copy(self, name: str) -> None:
+        """Set the current weights apart under `name`, in place of an earlier copy."""
+        self.copies[name] = [p.detach().clone() for p in self.model.parameters()]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The rates of one step."""
+
+    lr: float
+    clip_norm: float
+    bias_speed: float
+    ema_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did, summed over micro-batches and processes."""
+
+    parts: dict[str, float]
+    grad_norm: float
+    loads: Tensor  # (L, E); empty without experts
+
+
+def train_step(
+    state: TrainState,
+    micro_batches: Sequence[M],
+    losses_of: Callable[[M], Losses],
+    rates: Rates,
+    world: World,
+    dtype: torch.dtype = torch.float32,
+) -> StepReport:
+    """Accumulate gradients over the micro-batches and processes, clip, update, then move the selection bias.
+
+    `losses_of` divides by denominators of the whole step, so the gradient does not depend on how the step is
+    cut into micro-batches or processes. Every process brings at least one micro-batch, if only of weight zero.
+    """
+    model = state.model
+    parameters = list(model.parameters())
+    parts: dict[str, Tensor] = {}
+    loads: list[Tensor] = []
+    for micro_batch in micro_batches:
+        with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
+            losses = losses_of(micro_batch)
+        losses.total.backward()
+        for name, value in losses.parts.items():
+            parts[name] = parts[name] + value if name in parts else value
+        loads = [a + b for a, b in zip(loads, losses.loads, strict=True)] if loads else losses.loads
+    _sum_over_world(parameters, parts, loads, world)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    grad_norm = clip_gradients(gradients, rates.clip_norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rates.lr
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=False)  # one buffer a gradient for the whole run
+    stacked = torch.stack(loads) if loads else torch.zeros(0, 0)
+    if rates.bias_speed and loads:
+        update_selection_bias(model, stacked, rates.bias_speed)
+    if "ema" in state.copies:
+        torch._foreach_lerp_(state.copies["ema"], [p.detach() for p in parameters], 1 - rates.ema_decay)  # pyright: ignore
+    return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, stacked)
+
+
+def clip_gradients(gradients: Sequence[Tensor], clip_norm: float) -> float:
+    """Scale the gradients down to `clip_norm` if their global norm exceeds it; the norm before that."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip_norm and norm > clip_norm:
+        torch._foreach_mul_(list(gradients), clip_norm / (float(norm) + 1e-6))  # pyright: ignore
+    return float(norm)
+
+
+def _sum_over_world(
+    parameters: Sequence[torch.nn.Parameter], parts: dict[str, Tensor], loads: list[Tensor], world: World
+) -> None:
+    """Sum gradients, loss parts and loads over the processes, in place and in one message."""
+    if world.size == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:  # a process may not have met every expert
+            parameter.grad = torch.zeros_like(parameter)
+    world.sum([p.grad for p in parameters if p.grad is not None] + [parts[name] for name in sorted(parts)] + loads)

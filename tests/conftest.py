@@ -1,0 +1,26 @@
+"""Options of the test run."""
+
+import argparse
+
+import pytest
+from jaxtyping import install_import_hook
+
+# The rooms whose signatures say shapes; Python loops over characters and problems would only get slow.
+ROOMS = [f"fathom.{room}" for room in ("kernels", "model", "parallel", "checkpoint", "train", "infer", "rl")]
+# Whole numbers pass for floats, as the type system has it.
+TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shapes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="check the types and shapes in signatures at every call (tests of torch.compile need --no-shapes)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test file imports fathom, as the hook changes modules while they load."""
+    if config.getoption("--shapes"):
+        install_import_hook(ROOMS, TYPECHECKER)

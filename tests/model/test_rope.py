@@ -1,0 +1,81 @@
+"""Rotary positions: published constants, and what a rotation must keep."""
+
+import math
+
+import pytest
+import torch
+
+from fathom.config import RopeConfig
+from fathom.model.rope import rope_frequencies, rope_magnitude, rotate, rotation, softmax_scale
+
+V3 = RopeConfig(scaling="yarn", factor=40.0, mscale=1.0, mscale_all_dim=1.0)
+V2_LITE = RopeConfig(scaling="yarn", factor=40.0, mscale=0.707, mscale_all_dim=0.707)
+
+
+def test_plain_frequencies() -> None:
+    expected = torch.tensor([1.0, 10_000**-0.25, 10_000**-0.5, 10_000**-0.75])
+    torch.testing.assert_close(rope_frequencies(RopeConfig(), 8), expected)
+
+
+def test_yarn_of_v3_keeps_ten_frequencies_and_slows_those_from_twenty_three() -> None:
+    ratio = rope_frequencies(V3, 64) / rope_frequencies(RopeConfig(), 64)
+    torch.testing.assert_close(ratio[:11], torch.ones(11))
+    torch.testing.assert_close(ratio[23:], torch.full((9,), 1 / 40))
+    ramp = torch.arange(1, 13) / 13
+    torch.testing.assert_close(ratio[11:23], ramp / 40 + 1 - ramp)
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"), [(V3, 0.1352338), (V2_LITE, 0.1147214), (RopeConfig(), 0.0721688)], ids=["v3", "v2", "plain"]
+)
+def test_softmax_scale_of_192_dims(config: RopeConfig, scale: float) -> None:
+    assert softmax_scale(config, 192) == pytest.approx(scale, abs=5e-8)
+    assert rope_magnitude(config) == 1.0
+
+
+def test_magnitude_where_the_mscales_differ() -> None:
+    unequal = RopeConfig(scaling="yarn", factor=40.0, mscale=1.0, mscale_all_dim=0.707)
+    assert rope_magnitude(unequal) == pytest.approx(1.3688879 / 1.2608038, abs=1e-6)
+    alone = RopeConfig(scaling="yarn", factor=40.0)
+    assert rope_magnitude(alone) == pytest.approx(1.3688879, abs=1e-6)
+    assert softmax_scale(alone, 192) == pytest.approx(192**-0.5)
+
+
+def test_llama3_divides_long_waves_and_keeps_short_ones() -> None:
+    config = RopeConfig(theta=5e5, scaling="llama3", factor=8.0, original_max_position_embeddings=8192)
+    plain = rope_frequencies(RopeConfig(theta=5e5), 128)
+    ratio = rope_frequencies(config, 128) / plain
+    turns = 8192 * plain / (2 * math.pi)  # within the trained context
+    torch.testing.assert_close(ratio[turns > 4], torch.ones(int((turns > 4).sum())))
+    torch.testing.assert_close(ratio[turns < 1], torch.full((int((turns < 1).sum()),), 1 / 8))
+    between = (turns > 1) & (turns < 4)
+    assert between.any()
+    kept = (turns[between] - 1) / 3
+    torch.testing.assert_close(ratio[between], kept + (1 - kept) / 8)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_products_depend_on_the_distance_only(interleaved: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 3, 8, generator=generator)
+    frequencies = rope_frequencies(RopeConfig(), 8)
+
+    def product(query: int, key: int) -> torch.Tensor:
+        turned = [
+            rotate(x, rotation(frequencies, torch.tensor([[place]])), interleaved)
+            for x, place in ((q, query), (k, key))
+        ]
+        return (turned[0] * turned[1]).sum(-1)
+
+    torch.testing.assert_close(product(9, 4), product(105, 100), atol=1e-4, rtol=1e-4)
+    assert (product(9, 4) - product(9, 5)).abs().max() > 1e-2
+    torch.testing.assert_close(product(7, 7), (q * k).sum(-1))
+
+
+def test_pairs_are_neighbours_or_halves() -> None:
+    quarter = rotation(torch.tensor([math.pi / 2, 0.0]), torch.tensor([[1]]))  # turns the first pair by 90 degrees
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
+    # the result lists first components, then second ones: (1, 2) -> (-2, 1), and (1, 3) -> (-3, 1)
+    expected = {True: [-2.0, 3.0, 1.0, 4.0], False: [-3.0, 2.0, 1.0, 4.0]}
+    for interleaved, values in expected.items():
+        torch.testing.assert_close(rotate(x, quarter, interleaved).flatten(), torch.tensor(values))

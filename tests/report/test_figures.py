@@ -1,0 +1,60 @@
+"""Every curve comes from the run, and only curves the run has."""
+
+import math
+
+import pytest
+
+from fathom.config import ModelConfig, MoEConfig
+from fathom.report.figures import expert_figures, loss_figures, mtp_figures, reward_figures, series
+from fathom.report.units import MISSING
+
+
+def steps(count: int, **values: float | None) -> list[dict[str, object]]:
+    return [{"stage": "grpo", "step": step, **values} for step in range(1, count + 1)]
+
+
+def test_null_is_a_gap_and_absence_is_nothing() -> None:
+    values = series([{"loss": 1.5}, {"loss": None}, {"other": 2.0}], "loss")
+    assert values[0] == 1.5 and math.isnan(values[1]) and len(values) == 2
+
+
+def test_validation_lines_join_the_training_lines() -> None:
+    pretrain = [{"step": 1, "loss_main": 7.0}, {"step": 2, "loss_main": 6.0}, {"step": 2, "validation_loss": 6.5}]
+    (figure,) = loss_figures({"pretrain": pretrain})
+    assert figure.columns == ["step", "next token", "validation, next token"]
+    assert figure.rows == [["1", "7", MISSING], ["2", "6", "6.5"]]
+
+
+def test_long_curves_are_tabled_from_first_to_last() -> None:
+    (figure,) = loss_figures({"sft": [{"step": step, "loss_main": float(step)} for step in range(1, 1002)]})
+    assert [row[0] for row in figure.rows] == ["1", *(f"{step:,}" for step in range(101, 1002, 100))]
+    assert figure.name == "loss-sft"
+
+
+def test_dropped_groups_are_a_share_of_all() -> None:
+    (figure,) = reward_figures(steps(3, groups_kept=12, groups_dropped=4))
+    assert figure.name == "groups" and figure.rows[0] == ["1", "25.0 %"]
+
+
+def test_a_field_without_a_number_draws_nothing() -> None:
+    assert reward_figures(steps(3, entropy=None)) == []
+    assert mtp_figures({}) == []
+
+
+def test_expert_shares_name_their_layers() -> None:
+    model = ModelConfig(num_hidden_layers=3, moe=MoEConfig(first_k_dense_replace=1))
+    record = {
+        "stage": "sft",
+        "step": 9,
+        "expert_shares": [[2.0, 2.0, 2.0, 2.0], [1.0, 3.0, 2.0, 2.0], [4.0, 0, 0, 4.0]],
+    }
+    (figure,) = expert_figures({"sft": [record]}, model)
+    assert [row[0] for row in figure.rows] == ["layer 1", "layer 2", "MTP 1"]
+    assert figure.rows[1][1:] == ["12.5 %", "37.5 %", "25.0 %", "25.0 %"]
+    assert "at step 9 of SFT; even would be 25 % each" in figure.caption
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "grpo"])
+def test_balance_is_drawn_for_any_stage(stage: str) -> None:
+    (figure,) = expert_figures({stage: steps(3, max_vio=0.5)}, ModelConfig())
+    assert figure.rows[-1] == ["3", "0.5"]
