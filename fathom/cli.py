@@ -179,8 +179,9 @@ def export(
     Example: fathom export runs/laptop hub/laptop --dtype bfloat16
     """
     from fathom.checkpoint import hub
+    from fathom.checkpoint.find import find_checkpoint
 
-    hub.export_checkpoint(run, out, dtype)
+    hub.export_checkpoint(find_checkpoint(run), out, dtype)
 
 
 def import_(
@@ -297,10 +298,18 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
         raise ValueError(f"give the {first} right after the verb: fathom {verb} {first} [FLAGS]")
     if _value_of(flags, "preset"):
         raise ValueError(f"--preset does not go with fathom {verb}, whose config follows from {flags[0]}; leave it out")
+    if verb in ("generate", "chat") and not wants_help and _is_checkpoint(Path(flags[0])):
+        return {"sampling": SamplingConfig()}  # weights alone: there is no run whose config could say more
     base = preset("laptop") if wants_help else preset(flags[0]) if verb == "run" else Run(flags[0]).config
     if verb in ("generate", "chat"):
         return {"sampling": base.grpo.sampling}
     return {"config": load_config(base, Path(toml) if toml else None)}
+
+
+def _is_checkpoint(path: Path) -> bool:
+    from fathom.checkpoint.find import holds_weights
+
+    return holds_weights(path)
 
 
 def _stage_base(flags: list[str]) -> Config:

@@ -324,7 +324,46 @@ def _gqa(heads: int, kv_heads: int, head_dim: int) -> AttentionConfig:
 
 # ---- the names ------------------------------------------------------------------------------------------------------
 
-LAPTOP = Config()
+# Two CPU cores and five minutes: many small steps, since copying and adding are learned by updates, not by tokens.
+LAPTOP = Config(
+    model=ModelConfig(vocab_size=1504),
+    text=TextConfig(vocab_size=1504, arithmetic_share=0.45, expression_share=0.35),
+    pretrain=TrainConfig(
+        steps=600,
+        batch_rows=16,
+        micro_batch_rows=16,
+        seq_len=128,
+        save_every=200,
+        validate_every=100,
+        optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.1),
+    ),
+    sft=TrainConfig(
+        steps=1000,
+        batch_rows=32,
+        micro_batch_rows=32,
+        seq_len=128,
+        save_every=250,
+        validate_every=0,
+        optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.01),
+    ),
+    grpo=GRPOConfig(
+        steps=350,
+        prompts=16,
+        group=16,
+        save_every=50,
+        sampling=SamplingConfig(max_tokens=48),
+        optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.0),
+    ),
+    sft_control=TrainConfig(
+        steps=1500,
+        batch_rows=32,
+        micro_batch_rows=32,
+        seq_len=128,
+        save_every=500,
+        validate_every=0,
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.01),
+    ),
+)
 
 SMALL_RUN = replace(  # one GPU, some 20 tokens a parameter; V2-Lite's rate
     _published("small", SMALL, replace(_pretrain(4.2e-4, 7800, 512), micro_batch_rows=8)),

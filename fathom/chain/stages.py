@@ -109,7 +109,7 @@ def sft_control(world: World, config: Config, run: Run, notify: Notify = quiet) 
 def fine_tune(
     world: World, config: Config, run: Run, stage: str, train: TrainConfig, source: str, skip: int, notify: Notify
 ) -> Record:
-    """Supervised training on worked solutions, from the weights of stage `source`; the first `skip` batches are past."""
+    """Supervised training on worked solutions from the weights of stage `source`; `skip` batches lie behind."""
     require_divisible(train, world)
 
     def work() -> Record:
@@ -189,14 +189,19 @@ def evaluation(world: World, config: Config, run: Run, name: str, source: str) -
             keep_examples(run, name, answers)
         return {"score": score.as_record(), "tokens": int(score.mean_length * score.answers)}
 
-    inputs: dict[str, object] = {
+    weights = last_line(run, source)["weights_hash"] if world.is_main else None
+    return run_stage(run, world, config, name, evaluation_inputs(config, weights), work)
+
+
+def evaluation_inputs(config: Config, weights: str | None) -> dict[str, object]:
+    """All that the score of the weights with hash `weights` depends on."""
+    return {
         "eval": config.eval,
         "task": config.task,
         "sampling": config.grpo.sampling,
         "seed": config.seed,
-        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+        "weights": weights,
     }
-    return run_stage(run, world, config, name, inputs, work)
 
 
 def random_control(world: World, config: Config, run: Run, after: str) -> Record:

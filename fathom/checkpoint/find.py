@@ -19,9 +19,14 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if path.name.startswith("step_") and path not in list_checkpoints(path.parent):
         raise ValueError(f"{path} was not written to its end; name the run to take the newest whole checkpoint")
-    if (path / SINGLE).exists() or (path / INDEX).exists():
+    if holds_weights(path):
         return path
     for stage in (path, *(path / name for name in STAGES)):
         if checkpoints := list_checkpoints(stage):
             return checkpoints[-1]
     raise ValueError(f"{path} holds no checkpoint; train first, or name a directory with {SINGLE}")
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a directory is a checkpoint itself: a model's weights lie in it, not in stages below it."""
+    return (path / SINGLE).exists() or (path / INDEX).exists()

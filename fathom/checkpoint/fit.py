@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-Shape = tuple[int, ...]
+from fathom.checkpoint.tensors import Shape
+
 SHOWN = 3  # names spelled out before the rest is counted
 
 

@@ -94,7 +94,7 @@ def _fitting_model(tensors: Source, config: ModelConfig) -> Transformer:
     copies = published_copies(config)
     require_fit(tensors.path, tensors.shapes, _shapes(model), copies)
     for copy, original in copies.items():
-        if copy in tensors.shapes and not torch.equal(tensors.read(copy), tensors.read(original)):
+        if copy in tensors.shapes and not torch.equal(tensors.read(copy).float(), tensors.read(original).float()):
             raise ValueError(f"{tensors.path}: {copy} differs from {original}; Fathom shares them, so make them equal")
     return model
 

@@ -92,7 +92,7 @@ def write_tensors(
         holder |= dict.fromkeys(encoded, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(holder.items()))}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def encode(name: str, tensor: Tensor, dtype: Dtype) -> dict[str, Tensor]:
@@ -101,6 +101,8 @@ def encode(name: str, tensor: Tensor, dtype: Dtype) -> dict[str, Tensor]:
     if stored != torch.float8_e4m3fn:
         return {name: tensor.to(stored)}
     codes, scales = quantize_blocks(tensor)
+    if not scales.isfinite().all():
+        raise ValueError(f"{name} holds infinite values or NaN, which FP8 blocks cannot; export an earlier checkpoint")
     return {name: codes, name + SCALE: scales}
 
 
@@ -121,7 +123,7 @@ def stored_bytes(name: str, shape: Shape, dtype: Dtype) -> int:
 def _open_files(directory: Path) -> dict[str, Any]:
     """Tensor name -> the open file that holds it."""
     if (directory / INDEX).exists():
-        holder: dict[str, str] = json.loads((directory / INDEX).read_text())["weight_map"]
+        holder = _read_index(directory / INDEX)
         opened = {file: _open_file(directory / file) for file in sorted(set(holder.values()))}
         held = {file: set(handle.keys()) for file, handle in opened.items()}
         absent = [f"{name} in {file}" for name, file in holder.items() if name not in held[file]]
@@ -133,6 +135,13 @@ def _open_files(directory: Path) -> dict[str, Any]:
         return dict.fromkeys(file.keys(), file)
     pickled = " Pickled weights (.bin, .pt) are never opened: convert them." if any(directory.glob("*.bin")) else ""
     raise ValueError(f"{directory} holds neither {SINGLE} nor {INDEX}; name a directory with a checkpoint.{pickled}")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no index of a sharded checkpoint; fetch or write it again") from error
 
 
 def _open_file(path: Path) -> Any:

@@ -100,6 +100,6 @@ class GRPOConfig:
             raise ValueError("grpo.sampling.temperature=0 draws equal answers in every group; use a positive one")
         if self.sampling.truncates:
             raise ValueError(
-                f"grpo.sampling.top_p={self.sampling.top_p}, top_k={self.sampling.top_k} rule tokens out while the loss "
-                "counts all of them; set top_p=1 and top_k=0"
+                f"grpo.sampling.top_p={self.sampling.top_p}, top_k={self.sampling.top_k} rule tokens out while the "
+                "loss counts all of them; set top_p=1 and top_k=0"
             )

@@ -8,9 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-DENSE_WORK = (
-    1 << 20
-)  # rows times elements of the up projections below which sorting costs more than every expert's work
+DENSE_WORK = 1 << 20  # rows times elements of gate_up up to which sorting costs more than the work it saves
 
 
 def grouped_swiglu(
@@ -23,7 +21,8 @@ def grouped_swiglu(
     """Sum over a token's K experts of weight * down(silu(gate x) * up x) (V3 eq. 12).
 
     The gate weight multiplies the activation, before the down projection, so that the router's gradient needs
-    no expert output. Rows are sorted by expert: a loop of products on a CPU, `grouped_mm` on a GPU.
+    no expert output. Rows are sorted by expert: a loop of products on a CPU, `grouped_mm` on a GPU. A few rows
+    without gradient pass every expert instead, which is sooner done on a CPU.
     """
     if not (x.is_cuda or torch.is_grad_enabled()) and x.shape[0] * gate_up.numel() <= DENSE_WORK:
         return _dense_swiglu(x, experts, weights, gate_up, down)

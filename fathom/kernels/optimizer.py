@@ -26,5 +26,5 @@ def adamw_(
     exp_avg.copy_(first)
     exp_avg_sq.copy_(second)
     parameter.mul_(1 - lr * weight_decay)
-    denominator = second.div_(1 - beta2**step).sqrt_().add_(eps)
+    denominator = (second / (1 - beta2**step)).sqrt_().add_(eps)  # `second` may be the stored moment itself
     parameter.addcdiv_(first, denominator, value=-lr / (1 - beta1**step))

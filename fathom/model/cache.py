@@ -1,6 +1,7 @@
 """The cache: what attention must remember of every past token, one vector per token and layer."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -55,19 +56,24 @@ class CacheSlots:
     cache: LatentCache
     first: int
     positions: Int[Tensor, "B T"]  # place of each new token in its row
+    entries: Int[Tensor, " B*T"]  # the same, counted through all rows of the cache
     length: int  # keys to look at: the largest position + 1
-    mask: Bool[Tensor, "B T S"]  # True where a query sees a key
     fresh: bool  # the rows were empty: new tokens see only each other
 
     @staticmethod
     def at(cache: LatentCache, first: int, positions: Int[Tensor, "B T"], length: int, fresh: bool) -> "CacheSlots":
         """Slots for new tokens at `positions`; a query sees every key up to its own position."""
-        keys = torch.arange(length, device=positions.device)
-        return CacheSlots(cache, first, positions, length, keys <= positions.unsqueeze(-1), fresh)
+        rows = torch.arange(first, first + positions.shape[0], device=positions.device).unsqueeze(1)
+        entries = (rows * cache.capacity + positions).flatten()
+        return CacheSlots(cache, first, positions, entries, length, fresh)
 
-    def extend(self, layer: int, entries: Float[Tensor, "B T W"]) -> Float[Tensor, "B S W"]:
-        """Write the new tokens' entries of one layer and return all entries that may be seen."""
-        rows = self.cache.layers[layer][self.first : self.first + entries.shape[0]]
-        index = torch.arange(entries.shape[0], device=entries.device).unsqueeze(1)
-        rows[index, self.positions] = entries.to(rows.dtype)
-        return rows[:, : self.length]
+    @cached_property
+    def mask(self) -> Bool[Tensor, "B T S"]:
+        """True where a query sees a key."""
+        return torch.arange(self.length, device=self.positions.device) <= self.positions.unsqueeze(-1)
+
+    def extend(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "B S W"]:
+        """Write what one layer caches of the new tokens and return all entries that may be seen."""
+        rows = self.cache.layers[layer]
+        rows.view(-1, rows.shape[-1]).index_copy_(0, self.entries, vectors.flatten(0, 1).to(rows.dtype))
+        return rows[self.first : self.first + vectors.shape[0], : self.length]

@@ -32,6 +32,8 @@ from fathom.train.loss import Losses
 from fathom.train.metrics import balance_metrics
 from fathom.train.step import Rates, StepReport, TrainState, train_step
 
+MIN_WIDTH = 3  # tokens of a row: what the MTP module needs for one prediction
+
 
 @dataclass(frozen=True)
 class GroupBatch:
@@ -46,11 +48,10 @@ class GroupBatch:
     old: Tensor | None = None  # log-probabilities frozen before the first of several updates
 
     def rows(self, index: NDArray[np.int64]) -> "GroupBatch":
-        """The rows `index`, cut to their own longest."""
+        """The rows `index`, at least one, cut to their own longest."""
         valid = self.valid[index]
-        width = max(2, int(valid.sum(1).max()) if len(index) else 2)
-        arrays = (self.mask, self.sampled)
-        mask, sampled = (array[index, : width - 1] for array in arrays)
+        width = max(MIN_WIDTH, int(valid.sum(1).max()))
+        mask, sampled = (array[index, : width - 1] for array in (self.mask, self.sampled))
         tokens = self.tokens[index, :width]
         return GroupBatch(tokens, mask, sampled, valid[:, :width], self.advantages[index], self.truncated[index])
 
@@ -64,6 +65,11 @@ def train_grpo(
     randomness follows from (seed, step, process): a resumed run repeats an unbroken one.
     """
     check_objective(config)
+    if config.prompts < place.world.size:
+        raise ValueError(
+            f"grpo.prompts={config.prompts} leaves some of {place.world.size} workers without a question; "
+            f"ask for at least {place.world.size}, or lower --workers"
+        )
     state = resume(place, TrainState.start(model, config.optimizer))
     reference = Reference(state, config)
     questions = share(config.prompts, place.world.rank, place.world.size)
@@ -95,10 +101,9 @@ class Reference:
         self.model = None
         if config.objective.kl_beta:
             self.model = copy.deepcopy(state.model).requires_grad_(False)
-            if "reference" in state.copies:
-                self._take(state.copies["reference"])
-            else:
+            if "reference" not in state.copies:
                 state.keep_copy("reference")
+            self._take(state.copies["reference"])
 
     def refresh(self, state: TrainState) -> None:
         """Become the current policy every so many steps (R1-Zero: 400)."""
@@ -108,8 +113,8 @@ class Reference:
 
     def _take(self, weights: Sequence[Tensor]) -> None:
         assert self.model is not None
-        for parameter, weight in zip(self.model.parameters(), weights, strict=True):
-            parameter.data.copy_(weight)
+        for own, weight in zip(self.model.state_dict().values(), weights, strict=True):
+            own.copy_(weight)
 
 
 def update(
@@ -120,8 +125,7 @@ def update(
     order = np.random.default_rng(state.step).permutation(len(batch.tokens))
     updates = [by_length(batch, rows, config.micro_batch_rows) for rows in np.array_split(order, config.updates)]
     if config.updates > 1:  # all of them are judged against the policy before the first
-        device = place.world.device
-        updates = [[freeze(state.model, micro, config, device) for micro in micros] for micros in updates]
+        updates = [[freeze(state.model, micro, config, place) for micro in micros] for micros in updates]
     rates = Rates(
         lr=schedule.learning_rate(config.schedule, config.optimizer.lr, state.step, config.steps),
         clip_norm=config.optimizer.clip_norm,
@@ -166,17 +170,9 @@ def update_once(
 
 
 def collate(episodes: Sequence[Episode], config: GRPOConfig) -> GroupBatch:
-    """Pad episodes to one width; with none, one row of weight zero keeps every process in step."""
+    """Pad episodes to one width; with none, the batch that trains nothing."""
     if not episodes:
-        none = np.zeros((1, 1), dtype=np.bool_)
-        return GroupBatch(
-            np.zeros((1, 2), np.int64),
-            none,
-            none.astype(np.float32),
-            np.ones((1, 2), np.float32),
-            np.zeros(1, np.float32),
-            none[0],
-        )
+        return nothing()
     width = max(len(e.prompt) + len(e.completion) for e in episodes)
     tokens = np.zeros((len(episodes), width), np.int64)
     valid = np.zeros((len(episodes), width), np.float32)
@@ -193,10 +189,25 @@ def collate(episodes: Sequence[Episode], config: GRPOConfig) -> GroupBatch:
     return GroupBatch(tokens, mask, sampled, valid, gains.numpy(), np.array([e.truncated for e in episodes]))
 
 
+def nothing() -> GroupBatch:
+    """One row that neither trains nor counts, for a process or an update without episodes to keep step with others."""
+    mask = np.zeros((1, MIN_WIDTH - 1), np.bool_)
+    return GroupBatch(
+        tokens=np.zeros((1, MIN_WIDTH), np.int64),
+        mask=mask,
+        sampled=mask.astype(np.float32),
+        valid=np.zeros((1, MIN_WIDTH), np.float32),
+        advantages=np.zeros(1, np.float32),
+        truncated=np.zeros(1, np.bool_),
+    )
+
+
 def by_length(batch: GroupBatch, rows: NDArray[np.int64], size: int) -> list[GroupBatch]:
-    """Micro-batches of rows of like length, so that little is padding."""
+    """Micro-batches of rows of like length, so that little is padding; never none."""
+    if not len(rows):
+        return [nothing()]
     ordered = rows[np.argsort(batch.valid[rows].sum(1), kind="stable")]
-    return [batch.rows(ordered[at : at + size]) for at in range(0, max(1, len(ordered)), size)]
+    return [batch.rows(ordered[at : at + size]) for at in range(0, len(ordered), size)]
 
 
 def policy_logprobs(
@@ -221,9 +232,11 @@ def policy_logprobs(
 
 
 @torch.no_grad()
-def freeze(model: Transformer, batch: GroupBatch, config: GRPOConfig, device: torch.device) -> GroupBatch:
-    """Note the log-probabilities before the first of several updates."""
-    _, old, _ = policy_logprobs(model, batch, config, device)
+def freeze(model: Transformer, batch: GroupBatch, config: GRPOConfig, place: Place) -> GroupBatch:
+    """Note the log-probabilities before the first of several updates, in the precision of the updates."""
+    device = place.world.device
+    with torch.autocast(device.type, place.dtype, enabled=place.dtype != torch.float32):
+        _, old, _ = policy_logprobs(model, batch, config, device)
     return GroupBatch(**{**vars(batch), "old": old})
 
 
@@ -250,7 +263,8 @@ def grpo_losses(
     if config.mtp_weight and len(model.mtp):
         loss = loss + config.mtp_weight * draft_loss(model, hidden, batch, device) / tokens
     sampled = torch.from_numpy(batch.sampled).to(device)
-    metrics["gap"] = ((logprobs.detach() - sampled).abs() * trained).sum()
+    before = logprobs.detach() if batch.old is None else batch.old
+    metrics["gap"] = ((before - sampled).abs() * trained).sum()
     metrics["entropy"] = out.entropy[trained[mask]].sum()
     return Losses(loss, {**metrics, "loss": loss.detach()}, trace.loads)
 
@@ -258,8 +272,6 @@ def grpo_losses(
 def draft_loss(model: Transformer, hidden: Tensor, batch: GroupBatch, device: torch.device) -> Tensor:
     """Sum of the first MTP module's losses on the answers; nothing of it reaches trunk, embedding or head."""
     tokens = torch.from_numpy(batch.tokens).to(device)
-    if tokens.shape[1] < 3:
-        return hidden.sum() * 0
     turn = model.turn(tokens[:, 1:-1], None, None)
     state = model.mtp[0](hidden[:, :-2].detach(), model.embedding(tokens[:, 1:-1]).detach(), turn)
     at = torch.from_numpy(batch.mask[:, 1:]).to(device).flatten().nonzero().squeeze(1)

@@ -96,7 +96,6 @@ def judge(
     version: int,
 ) -> Episode:
     """Grade one finished answer."""
-    text = tokenizer.decode([token for token in piece.tokens if token != tokenizer.eos_id])
-    reward = score(task, problem, text, config.reward)
+    reward = score(task, problem, tokenizer.decode(piece.tokens), config.reward)
     cut = piece.finish != "stop"
     return Episode(problem, group, list(request.prompt), piece.tokens, piece.logprobs, cut, reward, version)

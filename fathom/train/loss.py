@@ -73,8 +73,9 @@ def language_losses(
             depth - 1,
             hidden[:, :-1],
             tokens[:, depth:],
-            positions=None if positions is None else positions[:, depth:],
-            mask=None if mask is None else mask[:, depth:, depth:],
+            # a joined state belongs to the document of its hidden state, not to that of the token further on
+            positions=None if positions is None else positions[:, :-depth],
+            mask=None if mask is None else mask[:, :-depth, :-depth],
             trace=trace,
         )
         further = torch.from_numpy(further_weights(batch, depth)).to(device)

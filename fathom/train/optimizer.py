@@ -62,9 +62,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
+    """Put back what `optimizer_tensors` gave, each in the precision that it was stored in.
+
+    `load_state_dict` would not do: it raises bfloat16 moments to the parameters' precision.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for flat, tensor in tensors.items():
         index, name = flat.split(".")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        parameter = parameters[int(index)]
+        optimizer.state[parameter][name] = tensor
+        if parameter.grad is None:  # an unbroken run keeps the buffer, so decay and momentum go on without a gradient
+            parameter.grad = torch.zeros_like(parameter)

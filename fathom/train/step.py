@@ -1,5 +1,6 @@
 """One optimizer step: the same for pretraining, fine-tuning and reinforcement learning."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -23,9 +24,8 @@ class TrainState:
     model: Transformer
     optimizer: torch.optim.Optimizer
     step: int = 0
-    copies: dict[str, list[Tensor]] = field(
-        default_factory=dict[str, list[Tensor]]
-    )  # "ema", "reference": weights apart
+    # "ema", "reference": weights apart, selection biases included, in the order of the model's state_dict
+    copies: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
 
     @staticmethod
     def start(model: Transformer, config: OptimizerConfig) -> "TrainState":
@@ -36,7 +36,7 @@ class TrainState:
 
     def keep_copy(self, name: str) -> None:
         """Set the current weights apart under `name`, in place of an earlier copy."""
-        self.copies[name] = [p.detach().clone() for p in self.model.parameters()]
+        self.copies[name] = [weight.clone() for weight in self.model.state_dict().values()]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ def train_step(
     _sum_over_world(parameters, parts, loads, world)
     gradients = [p.grad for p in parameters if p.grad is not None]
     grad_norm = clip_gradients(gradients, rates.clip_norm)
+    if not math.isfinite(grad_norm):
+        raise RuntimeError(
+            f"the gradient is not finite at step {state.step + 1}: training has diverged; the weights are those of the "
+            "step before, repeat the stage with a lower learning rate"
+        )
     for group in state.optimizer.param_groups:
         group["lr"] = rates.lr
     state.optimizer.step()
@@ -93,7 +98,7 @@ def train_step(
     if rates.bias_speed and loads:
         update_selection_bias(model, stacked, rates.bias_speed)
     if "ema" in state.copies:
-        torch._foreach_lerp_(state.copies["ema"], [p.detach() for p in parameters], 1 - rates.ema_decay)  # pyright: ignore
+        torch._foreach_lerp_(state.copies["ema"], list(model.state_dict().values()), 1 - rates.ema_decay)  # pyright: ignore
     return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, stacked)
 
 
@@ -111,7 +116,5 @@ def _sum_over_world(
     """Sum gradients, loss parts and loads over the processes, in place and in one message."""
     if world.size == 1:
         return
-    for parameter in parameters:
-        if parameter.grad is None:  # a process may not have met every expert
-            parameter.grad = torch.zeros_like(parameter)
+    # which weights have a gradient follows from the config alone, so the message has one form everywhere
     world.sum([p.grad for p in parameters if p.grad is not None] + [parts[name] for name in sorted(parts)] + loads)

@@ -56,6 +56,19 @@ def test_fp8_files_hold_codes_scales_and_bfloat16(tmp_path: Path) -> None:
     assert torch.equal(read.read(QUANTIZED), weight)
 
 
+def test_fp8_refuses_what_has_no_scale(tmp_path: Path) -> None:
+    weight = torch.ones(2, 2)
+    weight[0, 1] = float("nan")
+    with pytest.raises(ValueError, match=f"{QUANTIZED} holds infinite values or NaN"):
+        write(tmp_path, {QUANTIZED: weight}, dtype="fp8")
+
+
+def test_old_rope_tables_and_empty_tensors_are_passed_over(tmp_path: Path) -> None:
+    rope, empty = "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.mlp.shared_experts.up_proj.weight"
+    save_file({"a": torch.ones(2), rope: torch.ones(4), empty: torch.ones(0, 3)}, tmp_path / "model.safetensors")
+    assert TensorFiles(tmp_path).shapes == {"a": (2,)}
+
+
 def test_a_missing_or_cut_file_is_named(tmp_path: Path) -> None:
     write(tmp_path, {"a": torch.ones(4), "b": torch.ones(4)}, shard_bytes=16)
     second = tmp_path / "model-00002-of-00002.safetensors"
@@ -68,6 +81,12 @@ def test_a_missing_or_cut_file_is_named(tmp_path: Path) -> None:
         TensorFiles(tmp_path)
     second.unlink()
     with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors is missing"):
+        TensorFiles(tmp_path)
+
+
+def test_a_broken_index_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index.json is no index of a sharded checkpoint"):
         TensorFiles(tmp_path)
 
 

@@ -59,9 +59,9 @@ def test_a_request_draws_the_same_text_alone_in_a_crowd_and_in_any_order(model: 
     assert len({tuple(text) for text in alone[2]}) == 3  # samples of one request differ
 
 
-@pytest.mark.parametrize("rows", [1, 3, 5])
+@pytest.mark.parametrize("rows", [1, 5])
 def test_requests_that_wait_for_rows_draw_the_same_texts(model: Transformer, rows: int) -> None:
-    requests = [replace(request, seed=seed) for seed in range(4) for request in of_each_kind()]
+    requests = [replace(request, seed=seed) for seed in range(3) for request in of_each_kind()]
     alone = [Engine(model, rows=8).generate([request])[0] for request in requests]
     for pieces, expected in zip(Engine(model, rows).generate(requests), alone, strict=True):
         assert texts(pieces) == texts(expected)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fathom.kernels import grouped
 from fathom.kernels.grouped import grouped_swiglu
 
 
@@ -70,3 +71,12 @@ def test_no_token_is_dropped_when_all_choose_one_expert() -> None:
     found = grouped_swiglu(x, experts, weights, gate_up, down)
     gate, up = (x @ gate_up[3].T).chunk(2, dim=-1)
     torch.testing.assert_close(found, weights * ((F.silu(gate) * up) @ down[3].T))
+
+
+@pytest.mark.parametrize("dense_work", [0, 1 << 20])
+def test_values_without_gradient_are_those_of_a_loop(dense_work: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "DENSE_WORK", dense_work)
+    x, experts, weights, gate_up, down = inputs(7, 4, 2)
+    with torch.no_grad():
+        found = grouped_swiglu(x, experts, weights, gate_up, down)
+        torch.testing.assert_close(found, plain(x, experts, weights, split_gate(gate_up), down))

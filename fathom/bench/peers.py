@@ -1,0 +1,47 @@
+"""The peer libraries, in their fastest settings for a CPU."""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+
+from fathom.parallel.world import World
+
+EXPERTS = ("eager", "grouped_mm", "batched_mm")  # how transformers computes experts; which is fastest is measured
+TRIES = 3
+HOPELESS = 2.0  # times slower than the best so far: not tried again
+
+
+def require_peer(bench: str, peer: str, known: str) -> None:
+    """Raise ValueError unless `peer` is the one that this bench knows and is installed."""
+    if peer not in (known, "none"):
+        raise ValueError(f"fathom bench {bench} has no peer {peer}; give --peer {known}")
+    if peer != "none" and find_spec(peer) is None:
+        raise ValueError(f"{peer} is not installed; add the extra with: pip install 'fathomlm[peers]'")
+
+
+def load_transformers(path: Path) -> Any:
+    """The same weights as a transformers model in float32 with fused attention."""
+    transformers = import_module("transformers")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def fastest(choices: Sequence[str], work: Callable[[str], object], world: World) -> str:
+    """The choice for which `work` takes the least time on the slowest process; the first call of each is not counted."""
+    times: dict[str, float] = {}
+    for choice in choices:
+        work(choice)
+        seconds: list[float] = []
+        while len(seconds) < TRIES and min(seconds, default=0.0) <= HOPELESS * min(times.values(), default=inf):
+            started = perf_counter()
+            work(choice)
+            seconds.append(max(cast(list[float], world.gather(perf_counter() - started))))
+        times[choice] = min(seconds)
+    return min(times, key=times.__getitem__)
