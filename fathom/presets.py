@@ -327,7 +327,14 @@ def _gqa(heads: int, kv_heads: int, head_dim: int) -> AttentionConfig:
 # Two CPU cores and five minutes: many small steps, since copying and adding are learned by updates, not by tokens.
 LAPTOP = Config(
     model=ModelConfig(vocab_size=1504),
-    text=TextConfig(vocab_size=1504, arithmetic_share=0.45, expression_share=0.35),
+    text=TextConfig(
+        vocab_size=1504,
+        arithmetic_share=0.45,
+        arithmetic_max=60,
+        arithmetic_documents=30_000,
+        expression_share=0.4,
+        expression_documents=20_000,
+    ),
     pretrain=TrainConfig(
         steps=600,
         batch_rows=16,
@@ -335,24 +342,25 @@ LAPTOP = Config(
         seq_len=128,
         save_every=200,
         validate_every=100,
-        optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.1),
+        optimizer=OptimizerConfig(lr=1.5e-2, weight_decay=0.1),
     ),
     sft=TrainConfig(
-        steps=1000,
+        steps=500,
         batch_rows=32,
         micro_batch_rows=32,
         seq_len=128,
         save_every=250,
         validate_every=0,
-        optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.01),
+        optimizer=OptimizerConfig(lr=6e-3, weight_decay=0.01),
     ),
     grpo=GRPOConfig(
         steps=350,
         prompts=16,
         group=16,
         save_every=50,
+        reward=RewardConfig(format=0.1, soundness=0.2),
         sampling=SamplingConfig(max_tokens=48),
-        optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.0),
+        optimizer=OptimizerConfig(lr=4e-4, weight_decay=0.0),
     ),
     sft_control=TrainConfig(
         steps=1500,

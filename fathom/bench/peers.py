@@ -34,7 +34,7 @@ def load_transformers(path: Path) -> Any:
 
 
 def fastest(choices: Sequence[str], work: Callable[[str], object], world: World) -> str:
-    """The choice for which `work` takes the least time on the slowest process; the first call of each is not counted."""
+    """The choice that takes `work` the least time on the slowest process; the first call of each is not counted."""
     times: dict[str, float] = {}
     for choice in choices:
         work(choice)

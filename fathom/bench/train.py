@@ -18,7 +18,7 @@ from fathom.bench.shape import SHAPE, describe_shape, published, random_tokens
 from fathom.bench.team import Team, Turn
 from fathom.checkpoint.hub import load_published
 from fathom.config import ModelConfig, OptimizerConfig
-from fathom.parallel.world import World
+from fathom.parallel.world import World, keep_freed_memory
 from fathom.text.packing import Batch
 from fathom.train.loss import Denominators, language_losses
 from fathom.train.step import Rates, TrainState, train_step
@@ -86,6 +86,7 @@ def require_same_loss(losses: dict[str, float]) -> None:
 
 def train_fathom(world: World, turn: Turn, path: Path, size: TrainSize) -> None:
     """A team's job: Fathom's own optimizer step."""
+    keep_freed_memory()  # as every training process of Fathom does
     model = load_published(path)
     batch = _batch(model.config, size, world)
     state = TrainState.start(model, OPTIMIZER)
@@ -124,7 +125,7 @@ def train_transformers(world: World, turn: Turn, path: Path, size: TrainSize) ->
     betas = (OPTIMIZER.beta1, OPTIMIZER.beta2)
     optimizer = torch.optim.AdamW(groups, lr=OPTIMIZER.lr, betas=betas, eps=OPTIMIZER.eps, fused=True)
     forward = (
-        DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
         if world.size > 1
         else model
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fathom.chain.stage import fingerprint
 from fathom.config import Config
 from fathom.runs import Run
 from fathom.tasks import build
@@ -42,7 +43,7 @@ def prepare_text(config: Config, run: Run) -> dict[str, object]:
     text = config.text
     documents = split_documents(read_documents(text.sources), text.validation_share)
     arithmetic = arithmetic_documents(
-        config.seed, text.arithmetic_documents, operators=config.task.operators, task=config.task
+        config.seed, text.arithmetic_documents, text.arithmetic_max, config.task.operators, config.task
     )
     expressions = expression_documents(config.seed, text.expression_documents, config.task)
     leaked = given_away(chain(arithmetic, (f"{d.question}\n{d.reply}" for d in expressions)), config.task)
@@ -104,11 +105,12 @@ def validation_batches(shard: Shard | None, rows: int, seq_len: int, rank: int, 
     return [loader.batch(0)]
 
 
-def solved_problems(config: Config, run: Run, tokenizer: Tokenizer, count: int) -> list[DialogueIds]:
-    """`count` worked solutions of training problems, written once and read by every process."""
-    file = run.path / "shards" / f"solved-{count}.npz"
+def solved_problems(config: Config, run: Run, tokenizer: Tokenizer) -> list[DialogueIds]:
+    """The cold-start set: worked solutions of training problems, written once and read by every process."""
+    key = fingerprint({"task": config.task, "seed": config.seed, "tokenizer": tokenizer.hash})
+    file = run.shards_dir / f"solved-{key[:16]}.npz"
     if not file.exists():
-        dialogues = worked_dialogues(tokenizer, build(config.task), config.seed, count)
+        dialogues = worked_dialogues(tokenizer, build(config.task), config.seed, config.task.demonstrations)
         lengths = [(len(d.prompt), len(d.reply)) for d in dialogues]
         flat = np.concatenate([part for d in dialogues for part in d]).astype(
             np.uint16 if tokenizer.vocab_size < 1 << 16 else np.uint32

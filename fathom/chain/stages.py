@@ -100,7 +100,7 @@ def sft(world: World, config: Config, run: Run, notify: Notify = quiet) -> Recor
 
 
 def sft_control(world: World, config: Config, run: Run, notify: Notify = quiet) -> Record:
-    """The control of GRPO: the cold start goes on, on new solutions, for as much compute."""
+    """The control of GRPO: the cold start goes on, on the same solutions, for as much compute."""
     return fine_tune(
         world, config, run, "sft_control", config.sft_control, source="sft", skip=config.sft.steps, notify=notify
     )
@@ -114,12 +114,11 @@ def fine_tune(
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
-        count = (config.sft.steps + (config.sft_control.steps if config.cold_start else 0)) * train.batch_rows
         if world.is_main:
-            solved_problems(config, run, tokenizer, count)
+            solved_problems(config, run, tokenizer)
         world.barrier()
         loader = DialogueLoader(
-            solved_problems(config, run, tokenizer, count),
+            solved_problems(config, run, tokenizer),
             pad_id=tokenizer.pad_id,
             seq_len=train.seq_len,
             batch_rows=train.batch_rows,

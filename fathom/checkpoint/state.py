@@ -1,17 +1,23 @@
 """Checkpoints for resuming: weights, optimizer, loader and counters, whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fathom.checkpoint.hub import load_published, save_published
+from fathom.config.published import to_published
 from fathom.model import Transformer
+
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 
 def checkpoint_path(stage_dir: Path, step: int) -> Path:
@@ -25,17 +31,22 @@ def save_checkpoint(
     """Write a checkpoint beside its final name and move it there: a half-written one is never found.
 
     `tensors` hold what resuming needs beyond the weights (optimizer, EMA), `state` plain values. Older
-    checkpoints beyond `keep` are deleted afterwards.
+    checkpoints beyond `keep` are deleted afterwards. Raises OSError where the disk is full or broken; the
+    checkpoints before are then as they were.
     """
     final = checkpoint_path(stage_dir, step)
     partial = stage_dir / f"partial-{step:06d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_published(model, partial)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
-    for file in partial.iterdir():
-        _flush(file)
+    try:
+        save_published(model, partial)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / OPTIMIZER)
+        (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+        for written in (*partial.iterdir(), partial):
+            _flush(written)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _fault_of_the_disk(error, partial) from error
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     _flush(stage_dir)
@@ -46,22 +57,33 @@ def save_checkpoint(
 
 def list_checkpoints(stage_dir: Path) -> list[Path]:
     """The complete checkpoints of a stage, oldest first."""
-    return sorted(path for path in stage_dir.glob("step_*") if (path / "state.json").exists())
+    return sorted(path for path in stage_dir.glob("step_*") if (path / STATE).exists())
 
 
 def load_weights(path: Path, model: Transformer) -> None:
-    """Put a checkpoint's weights into `model`; refuses those of another config with the field that differs."""
+    """Put a checkpoint's weights into `model`; refuses those of another config with the field that differs.
+
+    Compared is what a published config.json carries: how fast the selection bias moves, say, is not in it.
+    """
     loaded = load_published(path)
-    if loaded.config != model.config:
-        raise ValueError(
-            f"{path}: {_first_difference(loaded.config, model.config)}; use the config it was trained with"
-        )
+    found, wanted = to_published(loaded.config), to_published(model.config)
+    for field in wanted | found:
+        if found.get(field) != wanted.get(field):
+            raise ValueError(
+                f"{path} was made with {field}={found.get(field)}, but the config says {wanted.get(field)}; "
+                "use the config it was trained with, or name another --out"
+            )
     model.load_state_dict(loaded.state_dict())
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_checkpoint` took as `tensors` and `state`."""
-    return load_file(path / "optimizer.safetensors"), json.loads((path / "state.json").read_text())
+    """What `save_checkpoint` took as `tensors` and `state`. Raises ValueError for a damaged file."""
+    try:
+        return load_file(path / OPTIMIZER), json.loads((path / STATE).read_text())
+    except (FileNotFoundError, SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete that directory to go on from the checkpoint before it"
+        ) from error
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -73,16 +95,12 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _first_difference(found: object, wanted: object, path: str = "model") -> str:
-    """Say which field of two configs differs first."""
-    for name in vars(wanted):
-        a, b = getattr(found, name), getattr(wanted, name)
-        if a != b:
-            here = f"{path}.{name}"
-            return (
-                _first_difference(a, b, here) if hasattr(b, "__dataclass_fields__") else f"its {here} is {a}, not {b}"
-            )
-    return "its config differs"
+def _fault_of_the_disk(error: OSError | SafetensorError, path: Path) -> OSError:
+    """The error as Python's own: safetensors names only the number of what the system said."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]) if number else errno.EIO, f"a checkpoint could not be written ({error})", str(path))
 
 
 def _flush(path: Path) -> None:

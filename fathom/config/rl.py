@@ -58,11 +58,12 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """Rewards by rule: accuracy + format + language consistency (R1 2.2, 2.3)."""
+    """Rewards by rule: accuracy + format + language consistency (R1 2.2, 2.3), and soundness of the thinking."""
 
     accuracy: float = 1.0
     format: float = 0.1
     language: float = 0.0  # weight of the share of target-language words in the thinking
+    soundness: float = 0.0  # weight of the share of tries in the thinking that are legal and add up; not in R1
 
 
 @dataclass(frozen=True, kw_only=True)

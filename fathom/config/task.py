@@ -17,11 +17,14 @@ class TaskConfig:
     max_target: int = 60
     operators: str = "+-"
     max_failed_tries: int = 1  # failed attempts a worked solution may show before it succeeds
+    demonstrations: int = 2000  # worked solutions in the cold-start set (R1 2.3.1: thousands)
     held_out_share: float = 0.125  # share of all problems, by hash, kept for evaluation
 
     def __post_init__(self) -> None:
         require_choice("task", "kind", self.kind, ("countdown", "arithmetic"))
-        require_positive("task", max_number=self.max_number, max_target=self.max_target)
+        require_positive(
+            "task", max_number=self.max_number, max_target=self.max_target, demonstrations=self.demonstrations
+        )
         require_unit_interval("task", held_out_share=self.held_out_share)
         if not 2 <= self.numbers <= 6:
             raise ValueError(f"task.numbers={self.numbers} is outside 2..6; a Countdown problem has that many numbers")

@@ -14,6 +14,7 @@ class TextConfig:
     )  # files (.txt .jsonl .parquet), directories of source code, hf:NAME, or "sample"
     vocab_size: int = 1536  # entries, integers 0-999 and special tokens included
     arithmetic_share: float = 0.5  # share of pretraining tokens that are generated worked arithmetic
+    arithmetic_max: int = 99  # largest number in most of it
     arithmetic_documents: int = 40_000  # worked documents to generate
     expression_share: float = 0.25  # share of pretraining tokens that are expressions in question-and-answer form
     expression_documents: int = 10_000  # of those to generate

@@ -1,9 +1,14 @@
 """Scaled dot-product attention in the two forms that multi-head latent attention needs (V2 2.1, appendix C)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SHORT = 128  # up to this many tokens a CPU is faster with plain products than with the blocks of fused attention
 
 
 def expanded_attention(
@@ -14,6 +19,9 @@ def expanded_attention(
     mask: Bool[Tensor, "B T S"] | None = None,
 ) -> Float[Tensor, "B T H V"]:
     """Attention over full keys and values; causal when no `mask` says which keys (True) a query sees."""
+    plain = mask is None and q.shape[2] == k.shape[2] and not (q.is_cuda or torch.is_autocast_enabled("cpu"))
+    if plain and q.shape[1] <= SHORT:
+        return _short_attention(q, k, v, scale)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     pad = q.shape[-1] - v.shape[-1]
     if pad > 0 and not q.is_cuda:  # equal widths take the fused path on a CPU
@@ -30,6 +38,35 @@ def expanded_attention(
     if pad > 0 and not q.is_cuda:
         out = out[..., :-pad]
     return out.transpose(1, 2)
+
+
+def _short_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Causal attention over short rows: one matrix a row and head."""
+    flat = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B*H, T, width)
+    out: Tensor = _ShortAttention.apply(*flat, scale)  # pyright: ignore[reportAssignmentType]
+    return out.unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
+
+
+class _ShortAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        hidden = q.new_full((q.shape[1], q.shape[1]), float("-inf")).triu_(1)
+        weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale).softmax(-1)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scale = scale
+        return torch.bmm(weights, v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        (grad,) = grads
+        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        grad_weights = torch.bmm(grad, v.transpose(1, 2))
+        # the softmax's gradient: what exceeds the row's own weighted mean
+        mean = (grad_weights * weights).sum(-1, keepdim=True)
+        grad_scores = grad_weights.sub_(mean).mul_(weights).mul_(ctx.scale)
+        return torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q), grad_v, None
 
 
 def latent_attention(

@@ -7,7 +7,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 1 << 19  # logits handled at a time: 2 MiB of float32, which stays in a core's cache
+from fathom.kernels.gemm import add_outer_, product
+
+CHUNK_ELEMENTS = 1 << 19  # most logits handled at a time: 2 MiB of float32, which stay in the cache
+
+
+BLOCK = 64  # logits whose maximum is taken together
 
 
 class TokenLogprobs(NamedTuple):
@@ -39,25 +44,26 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         matrix = weight.to(hidden.dtype)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        logprobs, bests, entropies, probabilities = [], [], [], []
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0]) if not hidden.is_cuda else max(1, hidden.shape[0] // 8)
-        for h, target in zip(hidden.split(rows), targets.split(rows), strict=True):
-            logits = (h @ matrix.T).float()
+        logprobs, bests, entropies = [], [], []
+        rows = _chunk_rows(hidden, weight)
+        # one block of memory for all chunks: the allocator would cut the heap into pieces
+        kept = hidden.new_empty(hidden.shape[0] if needs_grad else rows, weight.shape[0], dtype=torch.float32)
+        places = kept.split(rows) if needs_grad else [kept] * -(-len(hidden) // rows)
+        for h, target, place in zip(hidden.split(rows), targets.split(rows), places, strict=True):
+            logits = product(h, matrix.T).float()
             if temperature != 1.0:
                 logits.div_(temperature)
             chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
-            p = logits.softmax(-1)
+            p = torch.softmax(logits, -1, out=place[: len(h)])
             # log of the chosen probability from its own logit: exact where p underflows
-            peak, at = logits.max(-1)
+            peak, at = _peak(logits)
             normaliser = peak - p.gather(1, at.unsqueeze(1)).squeeze(1).log()
             logprobs.append(chosen - normaliser)
             bests.append(at)
             if entropy:
                 entropies.append(normaliser - torch.linalg.vecdot(p, logits))
-            if needs_grad:
-                probabilities.append(p)
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.probabilities, ctx.temperature, ctx.rows = probabilities, temperature, rows
+        ctx.probabilities, ctx.temperature, ctx.rows = kept if needs_grad else None, temperature, rows
         logprob = torch.cat(logprobs) if logprobs else hidden.new_zeros(0, dtype=torch.float32)
         best = torch.cat(bests) if bests else targets.new_zeros(0)
         spread = torch.cat(entropies) if entropies else torch.zeros_like(logprob)
@@ -70,10 +76,12 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         matrix = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
+        grad_weight = torch.zeros_like(
+            weight.T, memory_format=torch.contiguous_format
+        )  # (D, V): sooner summed that way
         gradient = grads[0] / ctx.temperature
         chunks = zip(
-            ctx.probabilities,
+            ctx.probabilities.split(ctx.rows),
             hidden.split(ctx.rows),
             targets.split(ctx.rows),
             gradient.split(ctx.rows),
@@ -83,7 +91,25 @@ class _TokenLogprobs(torch.autograd.Function):
         for p, h, target, g, grad_h in chunks:
             g = g.unsqueeze(1)
             grad_logits = p.mul_(-g).scatter_add_(1, target.unsqueeze(1), g).to(hidden.dtype)
-            torch.mm(grad_logits, matrix, out=grad_h)
-            grad_weight.addmm_(grad_logits.T.to(weight.dtype), h.to(weight.dtype))
+            grad_h.copy_(product(grad_logits, matrix))
+            add_outer_(grad_weight, h.to(weight.dtype), grad_logits.to(weight.dtype))
         ctx.probabilities = None
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight.T, None, None, None
+
+
+def _chunk_rows(hidden: Tensor, weight: Tensor) -> int:
+    """Rows handled at a time; on a CPU a power of two, the size that its product likes."""
+    if hidden.is_cuda:
+        return max(1, hidden.shape[0] // 8)
+    return 1 << max(1, CHUNK_ELEMENTS // weight.shape[0]).bit_length() - 1
+
+
+def _peak(logits: Float[Tensor, "N V"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+    """The largest logit and the first place where it stands; blocks first, as plain maxima are quick and places are not."""
+    if logits.shape[1] % BLOCK:
+        peak, at = logits.max(-1)
+        return peak, at
+    blocks = logits.unflatten(1, (-1, BLOCK))
+    peak, block = blocks.amax(-1).max(-1)
+    inner = blocks[torch.arange(len(block), device=block.device), block].argmax(-1)
+    return peak, block * BLOCK + inner

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fathom.kernels.gemm import outer, product
+
 DENSE_WORK = 1 << 20  # rows times elements of gate_up up to which sorting costs more than the work it saves
 
 
@@ -116,15 +118,12 @@ class _GroupedSwiGLU(torch.autograd.Function):
 
 def _product(rows: Float[Tensor, "P I"], matrices: Float[Tensor, "E I O"], load: list[int]) -> Float[Tensor, "P O"]:
     """Row block e times matrix e."""
-    out = rows.new_empty(rows.shape[0], matrices.shape[-1])
-    for block, result, matrix in zip(rows.split(load), out.split(load), matrices.unbind(), strict=True):
-        torch.mm(block, matrix, out=result)
-    return out
+    return torch.cat(
+        [product(block, matrix) for block, matrix in zip(rows.split(load), matrices.unbind(), strict=True)]
+    )
 
 
 def _outer(left: Float[Tensor, "P O"], right: Float[Tensor, "P I"], load: list[int]) -> Float[Tensor, "E O I"]:
     """Row block e of `left`, transposed, times row block e of `right`."""
-    out = left.new_empty(len(load), left.shape[-1], right.shape[-1])
-    for a, b, result in zip(left.split(load), right.split(load), out.unbind(), strict=True):
-        torch.mm(a.T, b, out=result)
-    return out
+    blocks = zip(left.split(load), right.split(load), strict=True)
+    return torch.stack([outer(b, a) for a, b in blocks]).transpose(1, 2)

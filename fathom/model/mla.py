@@ -77,6 +77,12 @@ class MLA(nn.Module):
         a = self.config
         weight = self.kv_b_proj.weight.view(a.num_attention_heads, a.qk_nope_head_dim + a.v_head_dim, a.kv_lora_rank)
         w_uk, w_uv = weight.split((a.qk_nope_head_dim, a.v_head_dim), dim=1)
-        q = torch.cat((torch.einsum("bthn,hnr->bthr", q_nope, w_uk), q_rope), dim=-1)
+        q = torch.cat((per_head(q_nope, w_uk), q_rope), dim=-1)
         context = latent_attention(q, latents, a.kv_lora_rank, self.scale, mask)
-        return torch.einsum("bthr,hvr->bthv", context, w_uv)
+        return per_head(context, w_uv.transpose(1, 2))
+
+
+def per_head(x: Float[Tensor, "B T H I"], weight: Float[Tensor, "H I O"]) -> Float[Tensor, "B T H O"]:
+    """Each head times its own matrix."""
+    out = torch.bmm(x.flatten(0, 1).transpose(0, 1), weight)  # (H, B*T, O)
+    return out.transpose(0, 1).unflatten(0, x.shape[:2])

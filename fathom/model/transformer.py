@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fathom.config import ModelConfig
+from fathom.kernels import gemm
 from fathom.model.block import Block
 from fathom.model.cache import CacheSlots
 from fathom.model.linear import RMSNorm, linear
@@ -88,7 +89,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
         """Scores of every next token in float32."""
-        return nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        return gemm.linear(hidden, self.head_weight.to(hidden.dtype)).float()
 
     def turn(self, tokens: Tensor, positions: Tensor | None, slots: CacheSlots | None) -> Rotation:
         """The rotation of these tokens' places."""

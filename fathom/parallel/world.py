@@ -4,9 +4,12 @@ import contextlib
 import ctypes
 import os
 import pickle
+import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +20,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 R = TypeVar("R")
+
+PATIENCE = 5.0  # seconds that the others have to say what went wrong
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -86,22 +92,43 @@ def launch(workers: int, device: str, work: Callable[..., R], *args: object) -> 
         return work(_settle(0, 1, chosen), *args)
     with tempfile.TemporaryDirectory(prefix="fathom-world-") as folder:
         meeting = Path(folder) / "store"
-        children = [_Child.start(rank, size, chosen, meeting, work, args) for rank in range(1, size)]
+        children: list[_Child] = []
         try:
-            return _take_part(0, size, chosen, meeting, work, args)
-        except RuntimeError:
+            children += (_Child.start(rank, size, chosen, meeting, work, args) for rank in range(1, size))
             for child in children:
-                child.raise_its_error()
-            raise
+                child.await_start()
+            return _lead(children, size, chosen, meeting, work, args)
         finally:
             for child in children:
                 child.stop()
 
 
+def _lead(
+    children: "Sequence[_Child]",
+    size: int,
+    device: torch.device,
+    meeting: Path,
+    work: Callable[..., R],
+    args: tuple[object, ...],
+) -> R:
+    """Take part as the first process, then see that the others ended well."""
+    try:
+        result = _take_part(0, size, device, meeting, work, args)
+    except RuntimeError:  # a lost connection says less than what broke it
+        for child in children:
+            child.await_end(PATIENCE)
+        raise
+    for child in children:
+        child.await_end()
+    return result
+
+
 @dataclass(frozen=True)
 class _Child:
+    """Another process: it says that it has begun, and at its end what went wrong."""
+
     process: mp.Process
-    errors: Connection
+    messages: Connection
 
     @staticmethod
     def start(
@@ -112,25 +139,55 @@ class _Child:
         process = context.Process(
             target=_child_main, args=(sender, rank, size, device, meeting, work, args), daemon=True
         )
-        process.start()
+        with _interrupts_held():
+            process.start()
         sender.close()  # the child's end; once the child is gone, reading here ends too
         return _Child(process, receiver)  # pyright: ignore[reportArgumentType]
 
-    def raise_its_error(self) -> None:
-        """Raise what ended the child, if it said so."""
-        with contextlib.suppress(EOFError):
-            if self.errors.poll(5.0):
-                raise pickle.loads(self.errors.recv_bytes())
+    def await_start(self) -> None:
+        """Wait until the child has imported what it needs; the others would wait in vain for one that cannot."""
+        try:
+            self.messages.recv_bytes()
+        except EOFError:
+            raise RuntimeError(
+                "a worker process could not start; its own message stands above, and --workers 1 does without"
+            ) from None
+
+    def await_end(self, patience: float | None = None) -> None:
+        """Wait until the child ends, or for so many seconds, and raise what ended it unless all went well."""
+        if not self.messages.poll(patience):
+            return
+        try:
+            error = pickle.loads(self.messages.recv_bytes())  # from our own child
+        except EOFError:
+            self.process.join()
+            if self.process.exitcode in (0, INTERRUPTED):
+                return
+            error = RuntimeError(
+                f"a worker process ended with exit code {self.process.exitcode} and no message, as one does that the "
+                "system stops for its memory; repeat the command, with a lower micro_batch_rows or --workers 1"
+            )
+        raise error
 
     def stop(self) -> None:
-        self.process.join(timeout=5.0)
-        if self.process.is_alive():
-            self.process.terminate()
-            self.process.join()
+        """End the child, which writes nothing: only the first process does."""
+        self.process.terminate()
+        self.process.join()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Generator[None]:
+    """Hold Ctrl-C back, and in a process that starts meanwhile too: its imports would end in a page of traceback."""
+    resource_tracker.ensure_running()  # starting it later would let Ctrl-C through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _child_main(
-    errors: Connection,
+    messages: Connection,
     rank: int,
     size: int,
     device: torch.device,
@@ -139,20 +196,26 @@ def _child_main(
     args: tuple[object, ...],
 ) -> None:
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        messages.send_bytes(b"begun")
         _take_part(rank, size, device, meeting, work, args)
     except KeyboardInterrupt:
-        os._exit(130)  # the user stopped the first process as well; it speaks for both
+        os._exit(INTERRUPTED)  # the user stopped the first process as well; it speaks for both
     except Exception as error:
         with contextlib.suppress(OSError):
-            errors.send_bytes(pickle.dumps(error))
+            messages.send_bytes(pickle.dumps(error))
         os._exit(1)
 
 
 def _take_part(
     rank: int, size: int, device: torch.device, meeting: Path, work: Callable[..., R], args: tuple[object, ...]
 ) -> R:
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    # a process that ends is noticed at once; one that prepares the data may keep the others waiting for long
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(days=1)
+    )
     try:
+        dist.barrier()  # gloo waits on for a process that has left before all others were connected
         return work(_settle(rank, size, device), *args)
     finally:
         dist.destroy_process_group()

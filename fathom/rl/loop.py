@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -51,9 +51,14 @@ class GroupBatch:
         """The rows `index`, at least one, cut to their own longest."""
         valid = self.valid[index]
         width = max(MIN_WIDTH, int(valid.sum(1).max()))
-        mask, sampled = (array[index, : width - 1] for array in (self.mask, self.sampled))
-        tokens = self.tokens[index, :width]
-        return GroupBatch(tokens, mask, sampled, valid[:, :width], self.advantages[index], self.truncated[index])
+        return GroupBatch(
+            tokens=self.tokens[index, :width],
+            mask=self.mask[index, : width - 1],
+            sampled=self.sampled[index, : width - 1],
+            valid=valid[:, :width],
+            advantages=self.advantages[index],
+            truncated=self.truncated[index],
+        )
 
 
 def train_grpo(
@@ -81,8 +86,9 @@ def train_grpo(
         rollout = roll_out(engine, task, tokenizer, config, questions, state.step, draw)
         sampled_at = time.perf_counter()
         metrics = update(place, config, state, reference, rollout)
-        metrics |= rollout_metrics(place, rollout)
-        metrics["rollout_tokens_per_s"] = metrics["rollout_tokens"] / (sampled_at - started)
+        outcome = rollout_metrics(place, rollout)
+        metrics |= outcome
+        metrics["rollout_tokens_per_s"] = outcome["rollout_tokens"] / (sampled_at - started)
         metrics["seconds"] = time.perf_counter() - started
         finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps)
     return state
@@ -119,7 +125,7 @@ class Reference:
 
 def update(
     place: Place, config: GRPOConfig, state: TrainState, reference: Reference, rollout: Rollout
-) -> dict[str, float]:
+) -> dict[str, object]:
     """One optimizer step per mini-batch of the rollout; `state.step` counts rollouts."""
     batch = collate(rollout.kept, config)
     order = np.random.default_rng(state.step).permutation(len(batch.tokens))
@@ -237,7 +243,7 @@ def freeze(model: Transformer, batch: GroupBatch, config: GRPOConfig, place: Pla
     device = place.world.device
     with torch.autocast(device.type, place.dtype, enabled=place.dtype != torch.float32):
         _, old, _ = policy_logprobs(model, batch, config, device)
-    return GroupBatch(**{**vars(batch), "old": old})
+    return replace(batch, old=old)
 
 
 def grpo_losses(
@@ -285,35 +291,38 @@ def rollout_metrics(place: Place, rollout: Rollout) -> dict[str, float]:
     graded = [e for e in episodes if e.reward.accuracy is not None]
     right = [e for e in graded if e.reward.accuracy == 1]
     wrong = [e for e in graded if e.reward.accuracy != 1]
-    sums = place.world.sum_numbers(
-        len(episodes),
-        len(graded),
-        len(right),
-        sum(e.total for e in graded),
-        sum(e.reward.format for e in episodes),
-        sum(e.reward.language for e in episodes),
-        rollout.tokens,
-        sum(len(e.completion) for e in right),
-        sum(len(e.completion) for e in wrong),
-        sum(e.truncated for e in episodes),
-        rollout.groups_dropped,
-        len({e.group for e in rollout.kept}),
-    )
-    n, n_graded, n_right, reward, formats, language, tokens, right_tokens, wrong_tokens, cut, dropped, kept = sums
+    own = {
+        "answers": len(episodes),
+        "graded": len(graded),
+        "right": len(right),
+        "reward": sum(e.total for e in graded),
+        "format": sum(e.reward.format for e in episodes),
+        "language": sum(e.reward.language for e in episodes),
+        "soundness": sum(e.reward.soundness for e in episodes),
+        "tokens": rollout.tokens,
+        "right_tokens": sum(len(e.completion) for e in right),
+        "wrong_tokens": sum(len(e.completion) for e in wrong),
+        "truncated": sum(e.truncated for e in episodes),
+        "dropped": rollout.groups_dropped,
+        "kept": len({e.group for e in rollout.kept}),
+    }
+    total = dict(zip(own, place.world.sum_numbers(*own.values()), strict=True))
+    answers, n_graded, n_right = total["answers"], total["graded"], total["right"]
     metrics = {
-        "reward": reward / max(1, n_graded),
+        "reward": total["reward"] / max(1, n_graded),
         "accuracy": n_right / max(1, n_graded),
-        "format": formats / n,
-        "language": language / n,
-        "length": tokens / n,
-        "truncated": cut / n,
-        "ungraded": n - n_graded,
-        "groups_kept": kept,
-        "groups_dropped": dropped,
-        "rollout_tokens": tokens,
+        "format": total["format"] / answers,
+        "language": total["language"] / answers,
+        "soundness": total["soundness"] / answers,
+        "length": total["tokens"] / answers,
+        "truncated": total["truncated"] / answers,
+        "ungraded": answers - n_graded,
+        "groups_kept": total["kept"],
+        "groups_dropped": total["dropped"],
+        "rollout_tokens": total["tokens"],
     }
     if n_right:
-        metrics["length_correct"] = right_tokens / n_right
+        metrics["length_correct"] = total["right_tokens"] / n_right
     if n_graded > n_right:
-        metrics["length_wrong"] = wrong_tokens / (n_graded - n_right)
+        metrics["length_wrong"] = total["wrong_tokens"] / (n_graded - n_right)
     return metrics

@@ -1,4 +1,8 @@
-"""Rewards by rule: accuracy, format and language consistency, no learned judge (R1 2.2, 2.3)."""
+"""Rewards by rule, no learned judge: accuracy, format and language consistency (R1 2.2, 2.3), and soundness.
+
+Soundness is Fathom's own: without it a small policy soon learns to guess the answer and to fill its thinking with
+false sums, which earns the same.
+"""
 
 import re
 from dataclasses import dataclass
@@ -25,6 +29,7 @@ class Reward:
     accuracy: float | None  # 1.0 right, 0.0 wrong or without an answer
     format: float  # 1.0 when the reply is thinking, then answer, and nothing else
     language: float  # share of the thinking's words in the target language
+    soundness: float = 0.0  # share of the thinking's tries that keep the rules and add up
 
 
 def score(task: Task, problem: Problem, completion: str, config: RewardConfig) -> Reward:
@@ -33,10 +38,11 @@ def score(task: Task, problem: Problem, completion: str, config: RewardConfig) -
     accuracy = 0.0 if reply.answer is None else _accuracy(task, problem, reply.answer)
     well_formed = float(reply.well_formed)
     language = language_consistency(reply.thinking)
+    soundness = task.soundness(problem, reply.thinking) if well_formed else 0.0
     if accuracy is None:
-        return Reward(None, None, well_formed, language)
+        return Reward(None, None, well_formed, language, soundness)
     total = config.accuracy * accuracy + config.format * well_formed + config.language * language
-    return Reward(total, accuracy, well_formed, language)
+    return Reward(total + config.soundness * soundness, accuracy, well_formed, language, soundness)
 
 
 def language_consistency(thinking: str) -> float:

@@ -4,7 +4,7 @@ import random
 import re
 
 from fathom.config import TaskConfig
-from fathom.tasks.expression import Step, apply_step
+from fathom.tasks.expression import Step, apply_step, read_steps, uses_up
 from fathom.tasks.task import Problem, draw_from_split, problem_key, render_worked
 
 
@@ -27,6 +27,11 @@ class Arithmetic:
         if steps is None:
             raise ValueError(f"question {problem.question!r} has a step outside the whole numbers")
         return render_worked(",".join(map(str, steps)), str(steps[-1].result))
+
+    def soundness(self, problem: Problem, thinking: str) -> float:
+        """1 if the thinking is a chain of true steps that uses the question's numbers up, else 0."""
+        steps = read_steps(thinking)
+        return float(steps is not None and uses_up(steps, problem.numbers))
 
     def grade(self, problem: Problem, answer: str) -> bool:
         """Whether the answer is the value as a plain integer; the question said again is no answer."""

@@ -7,7 +7,7 @@ from itertools import combinations, combinations_with_replacement, product
 from typing import NamedTuple, TypeVar
 
 from fathom.config import TaskConfig
-from fathom.tasks.expression import Expression, Step, apply_step, join, number
+from fathom.tasks.expression import Expression, Step, apply_step, join, number, read_steps, uses_up
 from fathom.tasks.grade import evaluate
 from fathom.tasks.task import Problem, draw_from_split, is_held_out, problem_key, render_worked
 
@@ -89,6 +89,11 @@ class Countdown:
         thinking = ";".join([*failed, _render_chain(solution)])
         return render_worked(thinking, _render_answer(problem.numbers, solution))
 
+    def soundness(self, problem: Problem, thinking: str) -> float:
+        """Share of the tries that play by the rules: true steps that use every given number once."""
+        tries = [attempt for attempt in thinking.split(";") if attempt.strip()]
+        return sum(self._is_legal(problem, attempt) for attempt in tries) / max(1, len(tries))
+
     def grade(self, problem: Problem, answer: str) -> bool:
         """Whether the expression uses exactly the given numbers and the task's operators, and hits the target."""
         outcome = evaluate(answer)
@@ -114,6 +119,12 @@ class Countdown:
         for numbers in combinations_with_replacement(range(1, config.max_number + 1), config.numbers):
             for target in targets(numbers, config.operators, config.max_target):
                 yield problem_key(numbers, target)
+
+    def _is_legal(self, problem: Problem, attempt: str) -> bool:
+        steps = read_steps(attempt)
+        if steps is None or not uses_up(steps, problem.numbers):
+            return False
+        return all(step.operator in self.config.operators for step in steps)
 
     def _draw(self, rng: random.Random) -> Problem | None:
         config = self.config

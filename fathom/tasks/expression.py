@@ -1,5 +1,8 @@
 """Whole-number steps, and expressions written with no bracket that could be spared."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +34,31 @@ def apply_step(left: int, operator: str, right: int) -> int | None:
             return left // right if right and left % right == 0 else None
         case _:
             raise ValueError(f"operator {operator!r} is none of + - * /")
+
+
+def read_steps(text: str) -> list[Step] | None:
+    """The steps of a chain such as `8+4=12,12-2=10`; None if it is anything else or one of them is not true."""
+    steps: list[Step] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"([0-9]{1,9})([+\-*/])([0-9]{1,9})=([0-9]{1,18})", part.strip(" "))
+        if found is None:
+            return None
+        step = Step(int(found[1]), found[2], int(found[3]), int(found[4]))
+        if apply_step(step.left, step.operator, step.right) != step.result:
+            return None
+        steps.append(step)
+    return steps
+
+
+def uses_up(steps: Sequence[Step], numbers: Sequence[int]) -> bool:
+    """Whether the steps take every number once, and every result but the last, and nothing else."""
+    hand = Counter(numbers)
+    for step in steps:
+        hand.subtract((step.left, step.right))
+        if min(hand.values()) < 0:
+            return False
+        hand[step.result] += 1
+    return hand.total() == 1
 
 
 @dataclass(frozen=True)

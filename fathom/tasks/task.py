@@ -35,6 +35,10 @@ class Task(Protocol):
         """A correct reply up to, not including, the end of sequence: thinking, then the answer."""
         ...
 
+    def soundness(self, problem: Problem, thinking: str) -> float:
+        """Share of the thinking's tries that keep the rules and whose arithmetic is true; 0 without any."""
+        ...
+
     def grade(self, problem: Problem, answer: str) -> bool:
         """Whether `answer` is right; may raise GradingError or TimeoutError, never on hostile text alone."""
         ...

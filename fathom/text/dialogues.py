@@ -15,7 +15,6 @@ from fathom.text.disjoint import is_in_range
 from fathom.text.tokenizer import Tokenizer
 
 SIZES = (2, 3, 4)  # numbers in an expression document; working out five or six costs far more
-OPEN_NUMBER = 99  # documents with out-of-range targets use numbers at least up to this
 
 
 class Dialogue(NamedTuple):
@@ -73,10 +72,10 @@ def _drawing(config: TaskConfig) -> tuple[Task, Callable[[random.Random], Proble
 
 
 def _neighbours(config: TaskConfig) -> list[TaskConfig]:
-    """The task at other sizes, and at its own with numbers that reach past its targets."""
+    """The task at other sizes, and at its own with numbers twice as large, which make larger targets."""
     plain = replace(config, max_failed_tries=0)
-    largest = max(OPEN_NUMBER, config.max_target + config.max_number)
+    largest = 2 * config.max_number
     others = [replace(plain, numbers=numbers) for numbers in SIZES if numbers != config.numbers]
     if config.numbers not in SIZES:
         return others
-    return [*others, replace(plain, max_number=largest, max_target=config.numbers * largest)]
+    return [*others, replace(plain, max_number=largest, max_target=max(config.numbers * largest, config.max_target + 1))]

@@ -32,7 +32,7 @@ from fathom.rl.loop import (
 from fathom.rl.reward import Reward
 from fathom.rl.rollout import Episode, Rollout, roll_out
 from fathom.runs import Run
-from fathom.tasks import GradingError, Problem, Task
+from fathom.tasks import Countdown, GradingError, Problem
 from fathom.train.loop import Place
 from fathom.train.step import TrainState
 
@@ -80,7 +80,8 @@ def episode(prompt: list[int], completion: list[int], group: int, total: float |
     accuracy = None if total is None else total
     logprobs = [-1.0] * len(completion)
     problem = Problem("1,2:3", "0", (1, 2), 3)
-    return Episode(problem, group, prompt, completion, logprobs, cut, Reward(total, accuracy, 1.0, 1.0), 0)
+    reward = Reward(total, accuracy, format=1.0, language=1.0, soundness=accuracy or 0.0)
+    return Episode(problem, group, prompt, completion, logprobs, cut, reward, 0)
 
 
 def test_a_first_update_clips_nothing_and_its_loss_is_minus_the_mean_gain(policy, tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_answers_cut_by_length_can_be_kept_out_of_the_loss(policy, tmp_path: Pat
     assert metrics["loss"] == pytest.approx(-0.5)  # the gain over the mean of both, over the tokens of the whole one
     longer = [rows[0], episode([1, 3, 5], [9, 9, 9, 9, 9], 0, 0.0, cut=True)]
     update(place(tmp_path), config, without, Reference(without, config), Rollout(longer, longer, 0, 7))
-    torch.testing.assert_close(flat(state.model), flat(without.model), rtol=0, atol=1e-7)
+    torch.testing.assert_close(flat(state.model), flat(without.model), rtol=0, atol=1e-6)
 
 
 def test_ungraded_answers_train_nothing_and_shift_no_baseline(policy, tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_ungraded_answers_train_nothing_and_shift_no_baseline(policy, tmp_path: 
     without, _ = descent(policy)
     metrics = update(place(tmp_path), config, state, Reference(state, config), Rollout([*graded, broken], [], 0, 0))
     update(place(tmp_path), config, without, Reference(without, config), Rollout(graded, [], 0, 0))
-    torch.testing.assert_close(flat(state.model), flat(without.model), rtol=0, atol=1e-7)
+    torch.testing.assert_close(flat(state.model), flat(without.model), rtol=0, atol=1e-6)
     assert math.isfinite(metrics["loss"])
     batch = collate([*graded, broken], config)
     assert batch.mask.sum(1).tolist() == [3, 2, 0]
@@ -235,20 +236,15 @@ def test_ungraded_answers_train_nothing_and_shift_no_baseline(policy, tmp_path: 
 
 
 def test_a_broken_checker_is_counted_apart(policy, tmp_path: Path) -> None:
-    class Flaky:
-        sample, worked = policy.task.sample, policy.task.worked
-
+    class Broken(Countdown):
         def grade(self, problem: Problem, answer: str) -> bool:
             raise GradingError("the checker broke")
 
-    task: Task = Flaky()
     config = replace(policy.config, steps=1)
-    train_grpo(place(tmp_path), config, policy.model, task, policy.tokenizer, seed=0)
+    train_grpo(place(tmp_path), config, policy.model, Broken(policy.task.config), policy.tokenizer, seed=0)
     (line,) = Run(tmp_path).read_metrics("grpo")
     assert line["ungraded"] > 0
-    assert line["accuracy"] == 0.0
-    graded = (policy.config.prompts + line["groups_dropped"] + line["groups_kept"]) and line["reward"]
-    assert graded == 0.0  # what is left are answers of no form at all
+    assert line["accuracy"] == line["reward"] == 0.0  # what is left are answers of no form at all
 
 
 def test_rollout_metrics_by_hand(policy, tmp_path: Path) -> None:
@@ -264,6 +260,7 @@ def test_rollout_metrics_by_hand(policy, tmp_path: Path) -> None:
         "accuracy": pytest.approx(1 / 3),
         "format": 1.0,
         "language": 1.0,
+        "soundness": 0.25,
         "length": 3.25,
         "length_correct": 3.0,
         "length_wrong": 3.0,
@@ -287,7 +284,7 @@ def test_the_draft_loss_by_a_slow_loop_and_without_a_gradient_in_the_trunk(polic
         state = model.predict_further(0, model(tokens)[:, :-1], tokens[:, 1:])
         law = model.logits(state)[0].log_softmax(-1)
         start = len(each.prompt)
-        wanted -= sum(float(law[start + i - 2, token]) for i, token in enumerate(each.completion))
+        wanted -= sum(law[start + i - 2, token].item() for i, token in enumerate(each.completion))
     assert float(loss.detach()) == pytest.approx(wanted, rel=1e-5)
     loss.backward()
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -331,7 +328,7 @@ def test_the_selection_bias_counts_prompts_and_answers_without_padding(policy, t
 
 
 @pytest.mark.parametrize("updates", [1, 3])
-def test_without_a_group_that_teaches_nothing_moves_and_nothing_is_counted(policy, tmp_path: Path, updates: int) -> None:
+def test_without_a_group_that_teaches_nothing_moves_or_counts(policy, tmp_path: Path, updates: int) -> None:
     schedule = ScheduleConfig(warmup_steps=0, decay="constant", bias_freeze=1.0)
     state, config = descent(policy, updates=updates, mtp_weight=0.3, objective=ObjectiveConfig(kl_beta=0.1))
     biases = [layer.router.selection_bias.clone() for layer in moe_layers(state.model)]
@@ -444,5 +441,3 @@ def assert_equal_weights(model: Transformer, weights: dict[str, Tensor]) -> None
     assert found.keys() == weights.keys()
     for name, tensor in weights.items():
         assert torch.equal(found[name], tensor), name
-
-

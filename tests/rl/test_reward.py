@@ -77,6 +77,9 @@ class BrokenTask:
     def worked(self, problem: Problem, rng: random.Random) -> str:
         return RIGHT
 
+    def soundness(self, problem: Problem, thinking: str) -> float:
+        return 1.0
+
     def grade(self, problem: Problem, answer: str) -> bool:
         raise self.error
 
@@ -94,3 +97,13 @@ def test_an_undecided_answer_is_neither_right_nor_wrong(error: Exception) -> Non
 def test_a_slip_in_a_checker_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         score(BrokenTask(ZeroDivisionError()), PROBLEM, RIGHT, CONFIG)
+
+
+def test_soundness_pays_only_in_a_well_formed_reply() -> None:
+    task, config = Countdown(TaskConfig(operators="+-")), RewardConfig(accuracy=1.0, format=0.1, soundness=0.2)
+    problem = Problem("8,2,4:10", "", (8, 2, 4), 10)
+    sound = score(task, problem, "8+4=12,12-2=10</think><answer>8+4-2</answer>", config)
+    guessed = score(task, problem, "8+4=10,10-2=10</think><answer>8+4-2</answer>", config)
+    broken = score(task, problem, "8+4=12,12-2=10</think>8+4-2", config)
+    assert (sound.total, guessed.total, broken.total) == (pytest.approx(1.3), pytest.approx(1.1), 0.0)
+    assert (sound.soundness, guessed.soundness, broken.soundness) == (1.0, 0.0, 0.0)

@@ -174,3 +174,26 @@ def test_tries_are_counted_by_their_separators() -> None:
     assert count_tries("8+2=10") == 1
     assert count_tries("") == 0
     assert count_tries("8+2=10; ;;") == 1
+
+
+@pytest.mark.parametrize(
+    ("thinking", "share"),
+    [
+        ("", 0.0),
+        ("8+4=12,12-2=10", 1.0),
+        ("8+2=10,10-4=6;8+4=12,12-2=10", 1.0),  # a legal try that misses is sound
+        ("8+2=10,10-4=6;8+4=13,13-2=11", 0.5),
+        ("8*2=16,16-4=12", 0.0),  # an operator that the task does not have
+        ("10=10", 0.0),
+    ],
+)
+def test_soundness_is_the_share_of_legal_true_tries(thinking: str, share: float) -> None:
+    problem = Problem("8,2,4:10", problem_key((8, 2, 4), 10), (8, 2, 4), 10)
+    assert Countdown(TaskConfig(operators="+-")).soundness(problem, thinking) == share
+
+
+def test_worked_thinking_is_sound() -> None:
+    task, rng = Countdown(TaskConfig(operators="+-*/", max_failed_tries=2)), random.Random(0)
+    for _ in range(200):
+        problem = task.sample(rng, held_out=False)
+        assert task.soundness(problem, task.worked(problem, rng).partition("</think>")[0]) == 1.0

@@ -73,7 +73,8 @@ def losses(model: Transformer, batch: Batch, mtp_weight: float = 0.3, mask_docum
 def gradient(model: Transformer, total: Tensor) -> Tensor:
     parameters = list(model.parameters())
     found = torch.autograd.grad(total, parameters, allow_unused=True)
-    return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(parameters, found, strict=True)])
+    both = zip(parameters, found, strict=True)
+    return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in both])
 
 
 A, B, C = [1, 7, 8, 9, 10, 2], [1, 20, 21, 2], [1, 11, 12, 13, 2]
@@ -152,7 +153,7 @@ def test_acceptance_is_the_share_of_drafts_that_the_model_itself_would_have_chos
 
 def test_acceptance_is_one_where_the_draft_always_agrees() -> None:
     model = build()
-    for module in (model.norm, model.mtp[0].norm):  # a state of zeros scores every token alike: 0 is chosen, and drafted
+    for module in (model.norm, model.mtp[0].norm):  # states of zeros score all tokens alike: 0 is chosen, and drafted
         torch.nn.init.zeros_(module.weight)
     assert float(losses(model, packed([A, B])).parts["mtp_acceptance"]) == 1.0
 
