@@ -1,5 +1,6 @@
 """The peer libraries, in their fastest settings for a CPU."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,10 +10,14 @@ from time import perf_counter
 from typing import Any, cast
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from fathom.parallel.world import World
 
-EXPERTS = ("eager", "grouped_mm", "batched_mm")  # how transformers computes experts; which is fastest is measured
+# What transformers offers for experts and cache; which is fastest is measured.
+EXPERTS = ("eager", "grouped_mm", "batched_mm")
+CACHES = ("dynamic", "static")
 TRIES = 3
 HOPELESS = 2.0  # times slower than the best so far: not tried again
 
@@ -27,6 +32,7 @@ def require_peer(bench: str, peer: str, known: str) -> None:
 
 def load_transformers(path: Path) -> Any:
     """The same weights as a transformers model in float32 with fused attention."""
+    warnings.simplefilter("ignore")  # of libraries about one another
     transformers = import_module("transformers")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -45,3 +51,32 @@ def fastest(choices: Sequence[str], work: Callable[[str], object], world: World)
             seconds.append(max(cast(list[float], world.gather(perf_counter() - started))))
         times[choice] = min(seconds)
     return min(times, key=times.__getitem__)
+
+
+def fastest_generation(model: Any, prompts: Int[Tensor, "B T"], new_tokens: int, world: World) -> tuple[str, str]:
+    """The experts and the cache with which transformers generates fastest; `model` is left with those experts."""
+
+    def attempt(choice: str) -> None:
+        experts, cache = choice.split()
+        model.set_experts_implementation(experts)
+        generate_greedily(model, prompts, max(2, new_tokens // 8), cache)
+
+    choices = [f"{experts} {cache}" for experts in EXPERTS for cache in CACHES]
+    experts, cache = fastest(choices, attempt, world).split()
+    model.set_experts_implementation(experts)
+    return experts, cache
+
+
+def generate_greedily(model: Any, prompts: Int[Tensor, "B T"], new_tokens: int, cache: str) -> list[list[int]]:
+    """What transformers appends to each prompt, exactly `new_tokens` tokens."""
+    with torch.inference_mode():
+        out = model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            cache_implementation=cache,
+        )
+    return out[:, prompts.shape[1] :].tolist()

@@ -93,6 +93,7 @@ def _main(
     args: tuple[object, ...],
 ) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place["OMP_NUM_THREADS"] = threads
     os.environ.update({name: str(value) for name, value in place.items()})  # where peers look, as under torchrun
     torch.set_num_threads(threads)
 

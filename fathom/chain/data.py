@@ -1,5 +1,6 @@
 """What the chain learns from: a tokenizer, shards of text and worked arithmetic, solved problems."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -55,7 +56,8 @@ def prepare_text(config: Config, run: Run) -> dict[str, object]:
             f"text.vocab_size={tokenizer.vocab_size} exceeds model.vocab_size={config.model.vocab_size}; "
             "give the model at least as many entries"
         )
-    run.shards_dir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run.shards_dir, ignore_errors=True)  # shards of another tokenizer would be refused later
+    run.shards_dir.mkdir(parents=True)
     tokenizer.save(run.tokenizer_path)
     rate = text.fim_rate
     shards = {
@@ -105,10 +107,15 @@ def validation_batches(shard: Shard | None, rows: int, seq_len: int, rank: int, 
     return [loader.batch(0)]
 
 
+def solved_path(config: Config, run: Run, tokenizer: Tokenizer) -> Path:
+    """The file of the cold-start set, named by all that it follows from."""
+    key = fingerprint({"task": config.task, "seed": config.seed, "tokenizer": tokenizer.hash})
+    return run.shards_dir / f"solved-{key[:16]}.npz"
+
+
 def solved_problems(config: Config, run: Run, tokenizer: Tokenizer) -> list[DialogueIds]:
     """The cold-start set: worked solutions of training problems, written once and read by every process."""
-    key = fingerprint({"task": config.task, "seed": config.seed, "tokenizer": tokenizer.hash})
-    file = run.shards_dir / f"solved-{key[:16]}.npz"
+    file = solved_path(config, run, tokenizer)
     if not file.exists():
         dialogues = worked_dialogues(tokenizer, build(config.task), config.seed, config.task.demonstrations)
         lengths = [(len(d.prompt), len(d.reply)) for d in dialogues]

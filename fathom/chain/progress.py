@@ -28,7 +28,8 @@ def progress(console: Console, title: str, steps: int) -> Generator[Notify]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=console.quiet or not steps) as bar:
+    shown = steps > 0 and console.is_terminal and not console.quiet
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(title, total=steps, numbers="")
 
         def notify(step: int, metrics: dict[str, object]) -> None:

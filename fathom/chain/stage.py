@@ -26,25 +26,28 @@ def run_stage(
     inputs: dict[str, object],
     work: Callable[[], Record],
     output: Path | None = None,
+    start_over: bool = True,
 ) -> Record:
     """Do `work` unless the ledger says that it was done with the same `inputs`; the stage's ledger line.
 
     `inputs` are all that the result depends on: config sections, seeds, hashes of what earlier stages made.
-    A stage that was interrupted goes on where its checkpoints end; one whose inputs changed starts over.
+    A stage that was interrupted goes on where its checkpoints end. One whose inputs changed starts over, or, with
+    `start_over` false, is refused with a ValueError.
     `output` must exist for a skip. Every process calls this; the first one decides and books.
     """
     key = fingerprint({"stage": name, **inputs})
-    decision = _decide(run, name, key, output) if world.is_main else None
+    decision = _decide(run, name, key, output, start_over) if world.is_main else None
     decision = world.gather(decision)[0]
     if isinstance(decision, dict):
         return decision
+    spent = sum(line.get("seconds", 0.0) for line in run.read_metrics(name))  # before an interruption
     started = time.perf_counter()
     result = work()
     memory = sum(float(str(gib)) for gib in world.gather(peak_memory_gib()))
     record: Record = {
         "key": key,
         "seed": config.seed,
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds": round(spent + time.perf_counter() - started, 3),
         "processes": world.size,
         "peak_memory_gib": round(memory, 3),
         **result,
@@ -56,14 +59,22 @@ def run_stage(
     return {"stage": name, **record}
 
 
-def _decide(run: Run, name: str, key: str, output: Path | None) -> Record | None:
+def _decide(run: Run, name: str, key: str, output: Path | None, start_over: bool) -> Record | None:
     """The ledger line of an equal stage that is done, or None after making the stage's directory ready."""
-    done = [line for line in run.read_ledger(name) if line["key"] == key]
-    if done and (output is None or output.exists()):
-        return done[-1]
     directory = run.checkpoint_dir(name)
     began = directory / "inputs"
-    if not began.exists() or began.read_text() != key:
+    is_same = began.exists() and began.read_text() == key
+    # the newest line alone: what an older one booked may have been replaced since
+    newest = run.read_ledger(name)[-1:]
+    if is_same and newest and newest[0]["key"] == key and (output is None or output.exists()):
+        return newest[0]
+    if not is_same:
+        if began.exists() and not start_over:
+            raise ValueError(
+                f"{run.path} began its stage {name} with other settings; give the same ones to go on, "
+                "or another directory with --out"
+            )
+        began.unlink(missing_ok=True)  # first, so that nobody goes on with a directory that is half deleted
         shutil.rmtree(directory, ignore_errors=True)
         run.truncate_metrics(name, after_step=-1)
         directory.mkdir(parents=True)

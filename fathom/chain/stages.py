@@ -4,12 +4,13 @@ Every function here is called by all processes of a world; the verbs of the comm
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from fathom.chain.data import open_text, prepare_text, solved_problems, validation_batches
-from fathom.chain.stage import Record, file_hash, run_stage
+from fathom.chain.data import open_text, prepare_text, solved_path, solved_problems, validation_batches
+from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
 from fathom.checkpoint.state import checkpoint_path, list_checkpoints, load_weights, weights_hash
 from fathom.config import Config, TrainConfig
 from fathom.eval.suite import Answer, evaluate, random_play
@@ -19,7 +20,7 @@ from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
 from fathom.rl.loop import train_grpo
 from fathom.runs import Run
-from fathom.tasks import Countdown, build, distinct_problems
+from fathom.tasks import Countdown, Problem, build, distinct_problems
 from fathom.text.chat import parse_reply, render_prompt
 from fathom.text.packing import Batch, PackedLoader
 from fathom.text.padding import DialogueLoader
@@ -43,7 +44,7 @@ def compute_dtype(config: Config, world: World) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def tokenize(world: World, config: Config, run: Run) -> Record:
+def tokenize(world: World, config: Config, run: Run, start_over: bool = True) -> Record:
     """Tokenizer and shards."""
 
     def work() -> Record:
@@ -52,10 +53,10 @@ def tokenize(world: World, config: Config, run: Run) -> Record:
         return {**counts, "data_hash": file_hash(*run.shards_dir.glob("*.bin"))}
 
     inputs: dict[str, object] = {"text": config.text, "task": config.task, "seed": config.seed}
-    return run_stage(run, world, config, "tokenize", inputs, work, output=run.tokenizer_path)
+    return run_stage(run, world, config, "tokenize", inputs, work, run.tokenizer_path, start_over)
 
 
-def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet) -> Record:
+def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
     """Next-token training on the mixture of text and worked arithmetic."""
     train = config.pretrain
     require_divisible(train, world)
@@ -68,7 +69,8 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet) -> 
         )
         first_rows = [0]
         for step in range(train.steps):
-            first_rows.append(first_rows[-1] + schedule.batch_rows(train.schedule, train.batch_rows, step, train.steps))
+            rows = schedule.batch_rows(train.schedule, train.batch_rows, step, train.steps, world.size)
+            first_rows.append(first_rows[-1] + rows)
 
         def batch_of(step: int, rows: int) -> Batch:
             share = rows // world.size
@@ -78,36 +80,41 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet) -> 
         model = new_model(config, world)
         place = Place(run, "pretrain", world, compute_dtype(config, world), notify)
         train_language(place, train, model, batch_of, kept, config.text.mask_documents)
-        return training_record(run, "pretrain", model, train)
+        return training_record(run, "pretrain", model, train, last_line(run, "tokenize")["data_hash"])
 
     inputs: dict[str, object] = {
         "model": config.model,
         "train": train,
-        "mask_documents": config.text.mask_documents,
+        "text": config.text,  # shards that stay the same may be mixed anew
         "seed": config.seed,
         "init": config.init,
         "processes": world.size,
         "data": last_line(run, "tokenize")["data_hash"] if world.is_main else None,
     }
-    return run_stage(
-        run, world, config, "pretrain", inputs, work, checkpoint_path(run.checkpoint_dir("pretrain"), train.steps)
-    )
+    output = checkpoint_path(run.checkpoint_dir("pretrain"), train.steps)
+    return run_stage(run, world, config, "pretrain", inputs, work, output, start_over)
 
 
-def sft(world: World, config: Config, run: Run, notify: Notify = quiet) -> Record:
+def sft(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
     """The cold start: fine-tuning on worked solutions of training problems (R1 2.3.1)."""
-    return fine_tune(world, config, run, "sft", config.sft, source="pretrain", skip=0, notify=notify)
+    return fine_tune(world, config, run, "sft", config.sft, "pretrain", notify=notify, start_over=start_over)
 
 
 def sft_control(world: World, config: Config, run: Run, notify: Notify = quiet) -> Record:
     """The control of GRPO: the cold start goes on, on the same solutions, for as much compute."""
-    return fine_tune(
-        world, config, run, "sft_control", config.sft_control, source="sft", skip=config.sft.steps, notify=notify
-    )
+    return fine_tune(world, config, run, "sft_control", config.sft_control, "sft", config.sft.steps, notify)
 
 
 def fine_tune(
-    world: World, config: Config, run: Run, stage: str, train: TrainConfig, source: str, skip: int, notify: Notify
+    world: World,
+    config: Config,
+    run: Run,
+    stage: str,
+    train: TrainConfig,
+    source: str,
+    skip: int = 0,
+    notify: Notify = quiet,
+    start_over: bool = True,
 ) -> Record:
     """Supervised training on worked solutions from the weights of stage `source`; `skip` batches lie behind."""
     require_divisible(train, world)
@@ -128,8 +135,8 @@ def fine_tune(
         )
         model = model_of_stage(config, run, world, source)
         place = Place(run, stage, world, compute_dtype(config, world), notify)
-        train_language(place, train, model, lambda step, rows: loader.batch(skip + step))
-        return training_record(run, stage, model, train)
+        train_language(place, train, model, lambda step, rows: loader.batch(skip + step, rows))
+        return training_record(run, stage, model, train, file_hash(solved_path(config, run, tokenizer)))
 
     inputs: dict[str, object] = {
         "train": train,
@@ -138,10 +145,11 @@ def fine_tune(
         "processes": world.size,
         "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
     }
-    return run_stage(run, world, config, stage, inputs, work, checkpoint_path(run.checkpoint_dir(stage), train.steps))
+    output = checkpoint_path(run.checkpoint_dir(stage), train.steps)
+    return run_stage(run, world, config, stage, inputs, work, output, start_over)
 
 
-def grpo(world: World, config: Config, run: Run, notify: Notify = quiet) -> Record:
+def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
     """Reinforcement learning on the task, from the cold start or, as R1-Zero, from the pretrained model."""
     source = "sft" if config.cold_start else "pretrain"
 
@@ -158,6 +166,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet) -> Reco
             "tokens": int(sampled),
             "trained_tokens": int(trained),
             "flops": per_token * (sampled / 3 + trained),  # a forward pass is a third of a training step
+            "data_hash": fingerprint({"task": config.task, "seed": config.seed}),  # of what all problems follow from
             "weights_hash": weights_hash(model),
         }
 
@@ -168,9 +177,8 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet) -> Reco
         "processes": world.size,
         "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
     }
-    return run_stage(
-        run, world, config, "grpo", inputs, work, checkpoint_path(run.checkpoint_dir("grpo"), config.grpo.steps)
-    )
+    output = checkpoint_path(run.checkpoint_dir("grpo"), config.grpo.steps)
+    return run_stage(run, world, config, "grpo", inputs, work, output, start_over)
 
 
 def evaluation(world: World, config: Config, run: Run, name: str, source: str) -> Record:
@@ -186,7 +194,12 @@ def evaluation(world: World, config: Config, run: Run, name: str, source: str) -
         )
         if world.is_main:
             keep_examples(run, name, answers)
-        return {"score": score.as_record(), "tokens": int(score.mean_length * score.answers)}
+        return {
+            "score": score.as_record(),
+            "tokens": int(score.mean_length * score.answers),
+            "data_hash": problems_hash(problems),
+            "weights_hash": weights_hash(model),
+        }
 
     weights = last_line(run, source)["weights_hash"] if world.is_main else None
     return run_stage(run, world, config, name, evaluation_inputs(config, weights), work)
@@ -212,7 +225,7 @@ def random_control(world: World, config: Config, run: Run, after: str) -> Record
 
     def work() -> Record:
         problems = distinct_problems(task, config.eval.problems, EVALUATION_SEED)
-        return {"score": random_play(task, problems, tries, config.seed)}
+        return {"score": random_play(task, problems, tries, config.seed), "data_hash": problems_hash(problems)}
 
     inputs: dict[str, object] = {"eval": config.eval, "task": config.task, "tries": tries, "seed": config.seed}
     return run_stage(run, world, config, "control_random", inputs, work)
@@ -222,12 +235,13 @@ def speculation(world: World, config: Config, run: Run, source: str) -> Record:
     """Greedy decoding with drafts of the MTP module against decoding without: equal texts, acceptance, speed."""
     if not config.model.num_nextn_predict_layers:
         return {}
+    checked = min(CHECKED, config.eval.problems)
 
     def work() -> Record:
-        score: Record = {}
+        record: Record = {}
         if world.is_main:
             tokenizer = Tokenizer.load(run.tokenizer_path)
-            problems = distinct_problems(build(config.task), CHECKED, EVALUATION_SEED)
+            problems = distinct_problems(build(config.task), checked, EVALUATION_SEED)
             prompts = [render_prompt(tokenizer, problem.question) for problem in problems]
             model = model_of_stage(config, run, world, source)
             stop = frozenset({tokenizer.eos_id})
@@ -241,10 +255,12 @@ def speculation(world: World, config: Config, run: Run, source: str) -> Record:
                 "plain_tokens_per_s": round(tokens / report.plain_seconds, 1),
                 "speculative_tokens_per_s": round(tokens / report.seconds, 1),
             }
+            record = {"score": score, "data_hash": problems_hash(problems), "weights_hash": weights_hash(model)}
         world.barrier()
-        return {"score": score}
+        return record
 
     inputs: dict[str, object] = {
+        "checked": checked,
         "task": config.task,
         "sampling": config.grpo.sampling,
         "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
@@ -281,6 +297,11 @@ def model_of_stage(config: Config, run: Run, world: World, stage: str) -> Transf
     return model.to(world.device)
 
 
+def problems_hash(problems: Sequence[Problem]) -> str:
+    """Hex SHA-256 of the problems' own hashes, in their order."""
+    return fingerprint([problem.key for problem in problems])
+
+
 def last_line(run: Run, stage: str) -> Record:
     """The newest ledger line of a stage that must have run."""
     lines = run.read_ledger(stage)
@@ -289,7 +310,7 @@ def last_line(run: Run, stage: str) -> Record:
     return lines[-1]
 
 
-def training_record(run: Run, stage: str, model: Transformer, train: TrainConfig) -> Record:
+def training_record(run: Run, stage: str, model: Transformer, train: TrainConfig, data_hash: str) -> Record:
     """The ledger's figures of a training stage."""
     lines = run.read_metrics(stage)
     tokens = sum(line["tokens"] for line in lines)
@@ -298,6 +319,7 @@ def training_record(run: Run, stage: str, model: Transformer, train: TrainConfig
         "tokens": tokens,
         "flops": train_flops_per_token(model.config, train.seq_len) * tokens,
         "loss": lines[-1]["loss_main"] if lines else None,
+        "data_hash": data_hash,
         "weights_hash": weights_hash(model),
     }
 

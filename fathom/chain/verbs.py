@@ -1,6 +1,7 @@
 """One stage at a time, as the command line asks for it."""
 
 from collections.abc import Callable
+from functools import partial
 
 from rich.console import Console
 
@@ -15,10 +16,15 @@ from fathom.train.loop import Notify
 
 STAGES: dict[str, Callable[[World, Config, Run, Notify], Record]] = {
     "tokenize": lambda world, config, run, _: stages.tokenize(world, config, run),
-    "pretrain": stages.pretrain,
-    "sft": stages.sft,
-    "grpo": stages.grpo,
-    "eval": lambda world, config, run, _: stages.evaluation(world, config, run, "eval", newest_stage(run)),
+    "pretrain": lambda world, config, run, notify: _pretrain(world, config, run, notify),
+    "sft": partial(stages.sft, start_over=False),
+    "grpo": partial(stages.grpo, start_over=False),
+    "evaluation": lambda world, config, run, _: stages.evaluation(
+        world, config, run, evaluation_name(run), newest_stage(run)
+    ),
+    "control: random play": lambda world, config, run, _: stages.random_control(
+        world, config, run, evaluation_name(run)
+    ),
 }
 
 
@@ -48,14 +54,15 @@ def grpo(config: Config, run: Run, resume: bool) -> None:
 
 
 def evaluate(config: Config, run: Run) -> None:
-    """Score the newest model of the run on held-out problems."""
-    run_alone("eval", config, run)
+    """Score the newest model of the run on held-out problems, and random play beside it."""
+    run_alone("evaluation", config, run, keep_config=False)
+    run_alone("control: random play", config, run, keep_config=False)
 
 
-def run_alone(name: str, config: Config, run: Run, steps: int = 0) -> None:
-    """Run one stage in the config's number of processes."""
+def run_alone(name: str, config: Config, run: Run, steps: int = 0, keep_config: bool = True) -> None:
+    """Run one stage in the config's number of processes; `keep_config` makes its config the run's own."""
     with run.lock():
-        if name != "eval":
+        if keep_config:
             run.write_config(config)
         launch(config.workers, config.device, _run_stage, name, config, run, steps)
 
@@ -64,7 +71,14 @@ def _run_stage(world: World, name: str, config: Config, run: Run, steps: int) ->
     console = Console(quiet=not world.is_main)
     with progress(console, name, steps) as notify:
         record = STAGES[name](world, config, run, notify)
-    console.print(f"[bold]{name}[/bold]  {describe_stage(record)}", highlight=False)
+    if record:
+        console.print(f"[bold]{name}[/bold]  {describe_stage(record)}", highlight=False)
+
+
+def _pretrain(world: World, config: Config, run: Run, notify: Notify) -> Record:
+    """Pretraining on the text that the config describes; other text that is there already is refused."""
+    stages.tokenize(world, config, run, start_over=False)
+    return stages.pretrain(world, config, run, notify, start_over=False)
 
 
 def require_resume(run: Run, stage: str, resume: bool) -> None:
@@ -83,3 +97,8 @@ def newest_stage(run: Run) -> str:
         if run.read_ledger(stage):
             return stage
     raise ValueError(f"{run.path} holds no trained model; run `fathom run laptop --out {run.path}` first")
+
+
+def evaluation_name(run: Run) -> str:
+    """Under which name the newest model's evaluation is booked, for the report to find it."""
+    return "eval_after" if newest_stage(run) == "grpo" else "eval_before"

@@ -48,7 +48,7 @@ class _TokenLogprobs(torch.autograd.Function):
         rows = _chunk_rows(hidden, weight)
         # one block of memory for all chunks: the allocator would cut the heap into pieces
         kept = hidden.new_empty(hidden.shape[0] if needs_grad else rows, weight.shape[0], dtype=torch.float32)
-        places = kept.split(rows) if needs_grad else [kept] * -(-len(hidden) // rows)
+        places = kept.split(rows) if needs_grad else [kept] * len(hidden.split(rows))
         for h, target, place in zip(hidden.split(rows), targets.split(rows), places, strict=True):
             logits = product(h, matrix.T).float()
             if temperature != 1.0:
@@ -72,7 +72,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, targets = ctx.saved_tensors
         matrix = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
@@ -105,7 +105,7 @@ def _chunk_rows(hidden: Tensor, weight: Tensor) -> int:
 
 
 def _peak(logits: Float[Tensor, "N V"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
-    """The largest logit and the first place where it stands; blocks first, as plain maxima are quick and places are not."""
+    """The largest logit and its first place, sought in its block alone: maxima are quick, looking for places is not."""
     if logits.shape[1] % BLOCK:
         peak, at = logits.max(-1)
         return peak, at

@@ -89,7 +89,7 @@ def _pays(x: Tensor, matrix: Tensor, rows: int) -> bool:
 
 
 def _cut(rows: int, elements: int) -> Sequence[int]:
-    """`rows` as a sum of powers of two, the largest first, and at last those that are too few for a call of their own."""
+    """`rows` as powers of two, the largest first, and last the few that are not worth a call of oneDNN."""
     sizes = [1 << bit for bit in reversed(range(rows.bit_length())) if rows >> bit & 1]
     few = [size for size in sizes if size < LEAST_ROWS or size * elements < LEAST_WORK]
     return [*sizes[: len(sizes) - len(few)], *([sum(few)] if few else [])]
@@ -108,7 +108,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
         return product(grad, weight), outer(x, grad).T

@@ -92,7 +92,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, row_weight, hidden, gate_up, down, order, token = ctx.saved_tensors
         load: list[int] = ctx.load
         grad_out = grads[0].index_select(0, token)  # (N*K, D)

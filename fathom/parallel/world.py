@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
@@ -127,7 +128,7 @@ def _lead(
 class _Child:
     """Another process: it says that it has begun, and at its end what went wrong."""
 
-    process: mp.Process
+    process: BaseProcess
     messages: Connection
 
     @staticmethod
@@ -142,13 +143,14 @@ class _Child:
         with _interrupts_held():
             process.start()
         sender.close()  # the child's end; once the child is gone, reading here ends too
-        return _Child(process, receiver)  # pyright: ignore[reportArgumentType]
+        return _Child(process, receiver)
 
     def await_start(self) -> None:
         """Wait until the child has imported what it needs; the others would wait in vain for one that cannot."""
         try:
             self.messages.recv_bytes()
         except EOFError:
+            self.process.join(PATIENCE)  # let it finish its message
             raise RuntimeError(
                 "a worker process could not start; its own message stands above, and --workers 1 does without"
             ) from None
@@ -227,7 +229,7 @@ def _settle(rank: int, size: int, device: torch.device) -> World:
         device = torch.device("cuda", rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size) if size > 1 else 1)
+        torch.set_num_threads(max(1, torch.get_num_threads() // size) if size > 1 else 1)
         keep_freed_memory()
     return World(rank, size, device)
 

@@ -133,14 +133,14 @@ def _drill(rng: random.Random, limits: Range) -> str:
 
 
 KINDS = (
-    Kind(_drill, lines=5, weight=40),
+    Kind(_drill, lines=5, weight=30),
     Kind(chain, lines=2, weight=30),
-    Kind(family, lines=1, weight=8),
-    Kind(missing, lines=3, weight=6),
-    Kind(splits, lines=2, weight=6),
-    Kind(comparison, lines=6, weight=3),
-    Kind(counting, lines=1, weight=3),
-    Kind(large, lines=4, weight=2),
+    Kind(family, lines=1, weight=10),
+    Kind(missing, lines=3, weight=8),
+    Kind(splits, lines=2, weight=8),
+    Kind(comparison, lines=6, weight=4),
+    Kind(counting, lines=1, weight=4),
+    Kind(large, lines=4, weight=4),
     Kind(table, lines=1, weight=2),
 )
 

@@ -15,6 +15,7 @@ from fathom.text.disjoint import is_in_range
 from fathom.text.tokenizer import Tokenizer
 
 SIZES = (2, 3, 4)  # numbers in an expression document; working out five or six costs far more
+OPEN_NUMBER = 99  # documents with out-of-range targets use numbers at least up to this
 
 
 class Dialogue(NamedTuple):
@@ -72,10 +73,10 @@ def _drawing(config: TaskConfig) -> tuple[Task, Callable[[random.Random], Proble
 
 
 def _neighbours(config: TaskConfig) -> list[TaskConfig]:
-    """The task at other sizes, and at its own with numbers twice as large, which make larger targets."""
+    """The task at other sizes, and at its own with numbers that reach past its targets."""
     plain = replace(config, max_failed_tries=0)
-    largest = 2 * config.max_number
+    largest = max(OPEN_NUMBER, config.max_target + config.max_number)
     others = [replace(plain, numbers=numbers) for numbers in SIZES if numbers != config.numbers]
     if config.numbers not in SIZES:
         return others
-    return [*others, replace(plain, max_number=largest, max_target=max(config.numbers * largest, config.max_target + 1))]
+    return [*others, replace(plain, max_number=largest, max_target=config.numbers * largest)]

@@ -51,7 +51,7 @@ def train_language(
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step
-        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps)
+        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.size)
         micro_batches = split_rows(batch_of(step, rows), config.micro_batch_rows)
         denominators = Denominators.of(micro_batches, len(model.mtp), place.world)
         weight = schedule.mtp_weight(config.schedule, step, config.steps)

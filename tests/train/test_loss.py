@@ -96,7 +96,7 @@ def test_without_mtp_weight_or_experts_the_total_is_the_next_token_loss() -> Non
     dense = losses(build(moe=MoEConfig(n_routed_experts=0), num_nextn_predict_layers=0), packed([A, B]))
     assert dense.parts.keys() == {"loss_main", "loss"}
     assert dense.loads == []
-    assert float(dense.total) == float(dense.parts["loss_main"])
+    assert dense.total.item() == dense.parts["loss_main"].item()
 
 
 def test_next_token_loss_by_a_slow_loop() -> None:
@@ -104,7 +104,7 @@ def test_next_token_loss_by_a_slow_loop() -> None:
     logprobs: list[float] = []
     for tokens, targets, weights in zip(batch.tokens, batch.targets, batch.weights, strict=True):
         rows = model.logits(model(torch.tensor([tokens.tolist()])))[0].log_softmax(-1)
-        logprobs += [float(rows[at, targets[at]]) for at in range(len(tokens)) if weights[at]]
+        logprobs += [rows[at, targets[at]].item() for at in range(len(tokens)) if weights[at]]
     assert len(logprobs) == 5 + 3 + 4 + 4  # one target fewer than tokens in every document
     assert float(losses(model, batch).parts["loss_main"]) == pytest.approx(-np.mean(logprobs), abs=1e-6)
 
@@ -125,7 +125,7 @@ def test_mtp_losses_by_a_slow_loop() -> None:
         begin = 0
         for document in documents:
             for place in range(len(document) - depth - 1):
-                logprobs.append(float(law[begin + place, document[place + depth + 1]]))
+                logprobs.append(law[begin + place, document[place + depth + 1]].item())
             begin += len(document)
         means.append(-float(np.mean(logprobs)))
     found = losses(model, packed(documents))
@@ -167,7 +167,7 @@ def test_prompts_and_padding_carry_no_loss() -> None:
     for prompt, reply in dialogues:
         tokens = [*prompt.tolist(), *reply.tolist()]
         law = model.logits(model(torch.tensor([tokens])))[0].log_softmax(-1)
-        logprobs += [float(law[place - 1, tokens[place]]) for place in range(len(prompt), len(tokens))]
+        logprobs += [law[place - 1, tokens[place]].item() for place in range(len(prompt), len(tokens))]
     assert len(logprobs) == 5
     assert float(found.parts["loss_main"]) == pytest.approx(-np.mean(logprobs), abs=1e-6)
 
