@@ -344,7 +344,7 @@ LAPTOP = Config(
         optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.1),
     ),
     sft=TrainConfig(
-        steps=1600,
+        steps=2000,
         batch_rows=32,
         micro_batch_rows=32,
         seq_len=128,
@@ -359,7 +359,7 @@ LAPTOP = Config(
         save_every=50,
         reward=RewardConfig(format=0.1, soundness=0.3),
         sampling=SamplingConfig(max_tokens=48),
-        optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.0),
+        optimizer=OptimizerConfig(lr=4e-4, weight_decay=0.0),
     ),
     sft_control=TrainConfig(
         steps=1700,
