@@ -84,7 +84,7 @@ def test_flags_reach_every_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     flags += " --text.sources a.txt b.txt --model.tie_word_embeddings --out there --resume"
     config, out, resume = parsed(flags.split(), monkeypatch)
     assert config == load_config(
-        Config(),
+        preset("laptop"),
         None,
         {
             "model.attention.kv_lora_rank": 8,

@@ -40,7 +40,11 @@ class Team:
             theirs.close()
             self._pipes.append(ours)  # pyright: ignore[reportArgumentType]
             self._processes.append(process)  # pyright: ignore[reportArgumentType]
-        self.ready = self._receive()  # what each process handed in before its first turn
+        try:
+            self.ready = self._receive()  # what each process handed in before its first turn
+        except BaseException:
+            self.close(patience=0.0)
+            raise
 
     def turn(self) -> tuple[float, list[Any]]:
         """Let every process work once: seconds until the last was done, and what each handed in."""
@@ -54,12 +58,16 @@ class Team:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close(patience=10.0 if error is None else 0.0)
+
+    def close(self, patience: float) -> None:
+        """End the processes, those that do not within `patience` seconds by force."""
         for pipe in self._pipes:
             with suppress(OSError):
                 pipe.send(False)
             pipe.close()
         for process in self._processes:
-            process.join(timeout=10.0 if error is None else 0.0)
+            process.join(timeout=patience)
             if process.is_alive():
                 process.terminate()
                 process.join()

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from fathom.kernels.peak import peak
+
 BLOCK = 64  # entries summed before the cumulative sum, which is slow and inexact over a whole vocabulary
 
 # splitmix64 (Steele, Lea, Flood 2014) as signed integers: int64 products wrap as unsigned ones do
@@ -52,7 +54,7 @@ def uniform(key: Int[Tensor, "N 1"], position: Int[Tensor, "N T"]) -> Float64[Te
 
 def likeliest(logits: Float[Tensor, "N V"]) -> Choice:
     """Temperature 0: the token of the highest logit, the first of equals, with its log-probability at temperature 1."""
-    return _chosen(logits.softmax(-1), logits.argmax(-1))
+    return _chosen(logits.softmax(-1), peak(logits)[1])
 
 
 def draw(logits: Float[Tensor, "N V"], uniforms: Float64[Tensor, " N"], temperature: float) -> Choice:
@@ -72,7 +74,7 @@ def draw_each(
 
     Log-probabilities are those before truncation, at temperature 1 where it is 0.
     """
-    best, greedy = logits.argmax(-1), temperature == 0
+    best, greedy = peak(logits)[1], temperature == 0
     probability = logits.div_(temperature.masked_fill(greedy, 1.0).unsqueeze(1)).softmax(-1)
     drawn = invert(truncate(probability, top_k, top_p), uniforms)
     return _chosen(probability, torch.where(greedy, best, drawn))

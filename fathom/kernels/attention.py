@@ -74,15 +74,15 @@ def latent_attention(
     latents: Float[Tensor, "B S W"],
     rank: int,
     scale: float,
-    mask: Bool[Tensor, "B T S"],
+    bias: Float[Tensor, "B T S"],
 ) -> Float[Tensor, "B T H R"]:
     """Absorbed attention: one shared key of width W = R + rope whose first R entries are also the value.
 
     `q` carries the up-projected key weights (W_UK^T q_nope) and the rotated part; the result is in the latent
-    space, for W_UV to expand (V2 appendix C).
+    space, for W_UV to expand (V2 appendix C). `bias` is added to the scores: -inf hides a key.
     """
     batch, time, heads, width = q.shape
     scores = torch.bmm(q.reshape(batch, time * heads, width), latents.transpose(1, 2)).mul_(scale)
-    scores = scores.view(batch, time, heads, -1).masked_fill_(~mask.unsqueeze(2), float("-inf"))
+    scores = scores.view(batch, time, heads, -1).add_(bias.unsqueeze(2))
     weights = scores.softmax(-1, dtype=torch.float32).to(latents.dtype)
     return torch.bmm(weights.view(batch, time * heads, -1), latents[..., :rank]).view(batch, time, heads, rank)

@@ -8,11 +8,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.kernels.gemm import add_outer_, product
+from fathom.kernels.peak import peak
 
 CHUNK_ELEMENTS = 1 << 19  # most logits handled at a time: 2 MiB of float32, which stay in the cache
-
-
-BLOCK = 64  # logits whose maximum is taken together
 
 
 class TokenLogprobs(NamedTuple):
@@ -56,8 +54,8 @@ class _TokenLogprobs(torch.autograd.Function):
             chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
             p = torch.softmax(logits, -1, out=place[: len(h)])
             # log of the chosen probability from its own logit: exact where p underflows
-            peak, at = _peak(logits)
-            normaliser = peak - p.gather(1, at.unsqueeze(1)).squeeze(1).log()
+            top, at = peak(logits)
+            normaliser = top - p.gather(1, at.unsqueeze(1)).squeeze(1).log()
             logprobs.append(chosen - normaliser)
             bests.append(at)
             if entropy:
@@ -102,14 +100,3 @@ def _chunk_rows(hidden: Tensor, weight: Tensor) -> int:
     if hidden.is_cuda:
         return max(1, hidden.shape[0] // 8)
     return 1 << max(1, CHUNK_ELEMENTS // weight.shape[0]).bit_length() - 1
-
-
-def _peak(logits: Float[Tensor, "N V"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
-    """The largest logit and its first place, sought in its block alone: maxima are quick, looking for places is not."""
-    if logits.shape[1] % BLOCK:
-        peak, at = logits.max(-1)
-        return peak, at
-    blocks = logits.unflatten(1, (-1, BLOCK))
-    peak, block = blocks.amax(-1).max(-1)
-    inner = blocks[torch.arange(len(block), device=block.device), block].argmax(-1)
-    return peak, block * BLOCK + inner

@@ -35,7 +35,7 @@ def linear(
     x: Float[Tensor, "*N I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "*N O"]:
     """x @ weight.T + bias, with gradients."""
-    if torch.is_autocast_enabled("cpu") or not _pays(x, weight, x.numel() // x.shape[-1]):
+    if not _pays(x, weight, x.numel() // x.shape[-1]) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     rows = x.flatten(0, -2)
     out: Tensor = _Linear.apply(rows, weight) if torch.is_grad_enabled() else product(rows, weight.T)  # pyright: ignore

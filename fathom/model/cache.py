@@ -72,6 +72,11 @@ class CacheSlots:
         """True where a query sees a key."""
         return torch.arange(self.length, device=self.positions.device) <= self.positions.unsqueeze(-1)
 
+    @cached_property
+    def bias(self) -> Float[Tensor, "B T S"]:
+        """The mask as a summand of scores: -inf where a query does not see a key."""
+        return torch.where(self.mask, 0.0, float("-inf"))
+
     def extend(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "B S W"]:
         """Write what one layer caches of the new tokens and return all entries that may be seen."""
         rows = self.cache.layers[layer]

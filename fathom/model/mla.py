@@ -45,7 +45,7 @@ class MLA(nn.Module):
             if slots is not None:
                 slots.extend(self.layer, latents)
         else:
-            out = self._absorbed(q_nope, q_rope, slots.extend(self.layer, latents), slots.mask)
+            out = self._absorbed(q_nope, q_rope, slots.extend(self.layer, latents), slots.bias)
         return self.o_proj(out.flatten(2))
 
     def _queries(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
@@ -72,13 +72,13 @@ class MLA(nn.Module):
         q, k = torch.cat((q_nope, q_rope), dim=-1), torch.cat((k_nope, k_rope), dim=-1)
         return expanded_attention(q, k, v, self.scale, mask)
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, mask: Tensor) -> Tensor:
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, bias: Tensor) -> Tensor:
         """(B, T, H, v): W_UK moves into the query and W_UV behind the attention, so latents are read as they are."""
         a = self.config
         weight = self.kv_b_proj.weight.view(a.num_attention_heads, a.qk_nope_head_dim + a.v_head_dim, a.kv_lora_rank)
         w_uk, w_uv = weight.split((a.qk_nope_head_dim, a.v_head_dim), dim=1)
         q = torch.cat((per_head(q_nope, w_uk), q_rope), dim=-1)
-        context = latent_attention(q, latents, a.kv_lora_rank, self.scale, mask)
+        context = latent_attention(q, latents, a.kv_lora_rank, self.scale, bias)
         return per_head(context, w_uv.transpose(1, 2))
 
 

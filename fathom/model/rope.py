@@ -11,8 +11,9 @@ from fathom.config import RopeConfig
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every angle, (1 or B, T, 1, rope_dim / 2): one for all heads."""
+    """Every angle as cos + i sin and in its parts, (1 or B, T, 1, rope_dim / 2): one for all heads."""
 
+    unit: Tensor  # complex64
     cos: Tensor
     sin: Tensor
 
@@ -75,19 +76,25 @@ def softmax_scale(config: RopeConfig, qk_head_dim: int) -> float:
 
 
 def rotation(frequencies: Float[Tensor, " F"], positions: Int[Tensor, "B T"], magnitude: float = 1.0) -> Rotation:
-    """The rotation of every position."""
+    """The rotation of every position; `magnitude` lengthens what it turns."""
     angles = (positions.unsqueeze(-1).float() * frequencies).unsqueeze(2)  # (B, T, 1, F)
-    if magnitude == 1.0:
-        return Rotation(angles.cos(), angles.sin())
-    return Rotation(angles.cos() * magnitude, angles.sin() * magnitude)
+    unit = torch.polar(torch.full_like(angles, magnitude), angles)
+    return Rotation(unit, unit.real, unit.imag)
 
 
 def rotate(x: Float[Tensor, "B T H F2"], turn: Rotation, interleaved: bool) -> Float[Tensor, "B T H F2"]:
-    """Turn pairs of dims: neighbours (DeepSeek) or the two halves (Llama, Qwen).
-
-    The result holds all first components and then all second ones in either case; queries and keys share the
-    order, so products are those of the published layout.
-    """
-    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
+    """Turn pairs of dims: neighbours (DeepSeek), or those that lie half the width apart (Llama, Qwen)."""
+    if interleaved:
+        return _rotate_neighbours(x, turn)
+    first, second = x.chunk(2, dim=-1)
     cos, sin = turn.cos.to(x.dtype), turn.sin.to(x.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _rotate_neighbours(x: Tensor, turn: Rotation) -> Tensor:
+    """Neighbours are the parts of a complex number, and one product turns it: float32 inside, whatever comes in."""
+    batch, time, head, _ = x.stride()
+    if x.storage_offset() % 2 or batch % 2 or time % 2 or head % 2:  # pairs must begin at even places in memory
+        x = x.clone(memory_format=torch.contiguous_format)
+    numbers = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(numbers * turn.unit).flatten(-2).to(x.dtype)

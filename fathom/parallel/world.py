@@ -85,7 +85,7 @@ def launch(workers: int, device: str, work: Callable[..., R], *args: object) -> 
     """
     chosen = choose_device(device)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
         world = _settle(dist.get_rank(), dist.get_world_size(), chosen)
         return work(world, *args)
     size = 1 if chosen.type == "cuda" else workers

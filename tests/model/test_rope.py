@@ -75,7 +75,20 @@ def test_products_depend_on_the_distance_only(interleaved: bool) -> None:
 def test_pairs_are_neighbours_or_halves() -> None:
     quarter = rotation(torch.tensor([math.pi / 2, 0.0]), torch.tensor([[1]]))  # turns the first pair by 90 degrees
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
-    # the result lists first components, then second ones: (1, 2) -> (-2, 1), and (1, 3) -> (-3, 1)
-    expected = {True: [-2.0, 3.0, 1.0, 4.0], False: [-3.0, 2.0, 1.0, 4.0]}
+    # (1, 2) -> (-2, 1), and (1, 3) -> (-3, 1)
+    expected = {True: [-2.0, 1.0, 3.0, 4.0], False: [-3.0, 2.0, 1.0, 4.0]}
     for interleaved, values in expected.items():
         torch.testing.assert_close(rotate(x, quarter, interleaved).flatten(), torch.tensor(values))
+
+
+def test_neighbours_may_lie_anywhere_in_memory() -> None:
+    turn = rotation(rope_frequencies(RopeConfig(), 4), torch.arange(3).unsqueeze(0))
+    wide = torch.randn(1, 3, 2, 9, generator=torch.Generator().manual_seed(0))
+    odd = wide.flatten()[1:25].view(1, 3, 2, 4)
+    for part in (wide[..., 4:8], wide[..., 3:7], wide.transpose(1, 2).contiguous().transpose(1, 2)[..., 1:5], odd):
+        torch.testing.assert_close(
+            rotate(part, turn, True), rotate(part.clone(memory_format=torch.contiguous_format), turn, True)
+        )
+    halves = rotate(wide[..., [0, 2, 1, 3]], turn, False)  # the same pairs, told apart by halves
+    torch.testing.assert_close(rotate(wide[..., :4], turn, True), halves[..., [0, 2, 1, 3]])
+    assert rotate(wide[..., :4].bfloat16(), turn, True).dtype == torch.bfloat16

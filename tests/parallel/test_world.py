@@ -134,21 +134,38 @@ def reinforce(world: World, path: Path) -> dict[str, object]:
     return {"weights": weights_of(state), "numbers": numbers}
 
 
-def both(world: World, path: Path) -> list[object]:
+def collectives(world: World) -> dict[str, object]:
+    tensors = [torch.full((2, 2), float(world.rank + 1)), torch.tensor([1, 2 + world.rank])]
+    world.sum(tensors)
+    world.barrier()
+    return {
+        "sum": [tensor.tolist() for tensor in tensors],
+        "dtype": tensors[1].dtype,
+        "numbers": world.sum_numbers(0.5, world.rank, 2**40),
+        "gathered": world.gather({"rank": world.rank, "main": world.is_main}),
+    }
+
+
+def everything(world: World, path: Path) -> list[object]:
     """What every process has in the end, gathered."""
-    return world.gather((pretrain(world), reinforce(world, path)))
+    return world.gather((pretrain(world), reinforce(world, path), collectives(world)))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The results of two processes."""
+    return launch(2, "cpu", everything, tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.ranks
-def test_two_processes_train_the_weights_of_one(tmp_path: Path) -> None:
-    ranks = launch(2, "cpu", both, tmp_path)
+def test_two_processes_train_the_weights_of_one(pair: list[object], tmp_path: Path) -> None:
     for number, alone in enumerate((pretrain(ALONE), reinforce(ALONE, tmp_path))):
-        first, second = (rank[number] for rank in ranks)
+        first, second = (rank[number] for rank in pair)
         for name, tensor in alone["weights"].items():
             assert torch.equal(first["weights"][name], second["weights"][name]), name
             torch.testing.assert_close(first["weights"][name], tensor, rtol=0, atol=1e-5)
         compare(first["numbers"], alone["numbers"])
-    assert ranks[1][0]["rank"] == 1
+    assert [rank[0]["rank"] for rank in pair] == [0, 1]
 
 
 def compare(found: object, wanted: object) -> None:
@@ -167,28 +184,15 @@ def compare(found: object, wanted: object) -> None:
             assert found == pytest.approx(wanted, abs=1e-5)
 
 
-def collectives(world: World) -> dict[str, object]:
-    tensors = [torch.full((2, 2), float(world.rank + 1)), torch.tensor([1, 2 + world.rank])]
-    world.sum(tensors)
-    world.barrier()
-    return {
-        "sum": [tensor.tolist() for tensor in tensors],
-        "dtype": tensors[1].dtype,
-        "numbers": world.sum_numbers(0.5, world.rank, 2**40),
-        "gathered": world.gather({"rank": world.rank, "main": world.is_main}),
-        "threads": torch.get_num_threads(),
-    }
-
-
 @pytest.mark.ranks
-def test_what_processes_exchange() -> None:
-    assert launch(2, "cpu", collectives) == {
-        "sum": [[[3.0, 3.0], [3.0, 3.0]], [2, 5]],
-        "dtype": torch.int64,
-        "numbers": (1.0, 1.0, 2.0**41),
-        "gathered": [{"rank": 0, "main": True}, {"rank": 1, "main": False}],
-        "threads": max(1, len(os.sched_getaffinity(0)) // 2),
-    }
+def test_what_processes_exchange(pair: list[object]) -> None:
+    for rank in pair:
+        assert rank[2] == {
+            "sum": [[[3.0, 3.0], [3.0, 3.0]], [2, 5]],
+            "dtype": torch.int64,
+            "numbers": (1.0, 1.0, 2.0**41),
+            "gathered": [{"rank": 0, "main": True}, {"rank": 1, "main": False}],
+        }
 
 
 def test_alone_everything_is_what_it_was() -> None:

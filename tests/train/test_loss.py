@@ -216,7 +216,7 @@ def test_masked_documents_of_a_packed_row_are_as_good_as_rows_of_their_own() -> 
         torch.testing.assert_close(together[begin : begin + len(document)], alone, rtol=0, atol=1e-5)
         begin += len(document)
     unmasked = model.logits(model(torch.from_numpy(batch.tokens)))[0]
-    assert float((unmasked - together)[len(A) :].abs().max()) > 0.01
+    assert (unmasked - together)[len(A) :].abs().max().item() > 0.01
 
 
 def test_masked_documents_have_the_losses_and_gradients_of_rows_of_their_own() -> None:
