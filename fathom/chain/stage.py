@@ -47,7 +47,7 @@ def run_stage(
     record: Record = {
         "key": key,
         "seed": config.seed,
-        "seconds": round(spent + time.perf_counter() - started, 3),
+        "seconds": round(spent + time.perf_counter() - started, 6),
         "processes": world.size,
         "peak_memory_gib": round(memory, 3),
         **result,
