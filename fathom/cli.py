@@ -21,12 +21,14 @@ from tyro.conf import Positional, arg
 from fathom import __version__
 from fathom.config import Config, SamplingConfig
 from fathom.config.load import load_config, read_toml
+from fathom.plan.question import Question
 from fathom.presets import preset
 from fathom.runs import Run
 
 # Fields of a config are flags of their own: --grpo.steps, --model.attention.kind.
 Fields = Annotated[Config, arg(name="")]
 Sampling = Annotated[SamplingConfig, arg(name="")]
+Asked = Annotated[Question, arg(name="")]
 Toml = Annotated[Path | None, arg(name="config", help="TOML file; its tables are the sections below, and flags win")]
 Out = Annotated[Path | None, arg(help="run directory, begun or to begin (runs/PRESET unless given)")]
 Resume = Annotated[bool, arg(help="continue from the newest checkpoint of this stage")]
@@ -54,6 +56,29 @@ def run(
     from fathom.chain import laptop
 
     laptop.run(config, out or _default_out(config))
+
+
+def plan(
+    config: Fields,
+    question: Asked,
+    toml: Toml = None,
+    out: Annotated[Path | None, arg(help="run directory that keeps the prediction, for --compare")] = None,
+) -> None:
+    """Work out what a run needs and costs, before anyone rents a GPU.
+
+    Parameters, operations, cache, memory, time, dollars and energy of a preset or of any published config.json, and
+    how to spread the run over devices: paper arithmetic, no GPU and no torch. What the sum leaves out is named, and
+    the figures of V3 and V2 stand beside those that their authors print.
+
+    Example: fathom plan --preset v3
+
+    Example: fathom plan --preset small --gpus 2xH200 --budget 30
+
+    Example: fathom plan --schedule dualpipe --ranks 8 --micro_batches 20
+    """
+    from fathom.chain import planning
+
+    planning.plan(config, question, out)
 
 
 def tokenize(config: Fields, toml: Toml = None, out: Out = None) -> None:
@@ -202,12 +227,12 @@ def import_(
 
 
 def bench(
-    what: Annotated[Positional[Literal["train", "decode", "rollout"]], arg(help="what to measure, in tokens/s")],
+    what: Annotated[Positional[Literal["train", "decode", "rollout", "memory"]], arg(help="what to measure")],
     peer: Annotated[
         Literal["transformers", "trl", "none"], arg(help="library to run beside it: same shape, rows and tokens")
     ] = "none",
 ) -> None:
-    """Measure speed, alone or beside a peer library.
+    """Measure speed, alone or beside a peer library, or memory beside its plan.
 
     Ends in one line of JSON. Peers need the extra: pip install 'fathomlm[peers]'.
 
@@ -218,6 +243,7 @@ def bench(
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
+    "plan": plan,
     "tokenize": tokenize,
     "pretrain": pretrain,
     "sft": sft,
@@ -290,6 +316,8 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
     toml = _value_of(flags, "config")
     if verb in ("tokenize", "pretrain", "sft", "grpo"):
         return {"config": load_config(_stage_base(flags), Path(toml) if toml else None)}
+    if verb == "plan":
+        return {"config": load_config(_plan_base(flags), Path(toml) if toml else None), "question": Question()}
     if verb not in ("run", "eval", "generate", "chat"):
         return {}
     wants_help = "-h" in flags or "--help" in flags
@@ -320,6 +348,14 @@ def _stage_base(flags: list[str]) -> Config:
     if name is None and out and (Path(out) / "config.json").exists():
         return Run(out).config
     return preset(str(name or "laptop"))
+
+
+def _plan_base(flags: list[str]) -> Config:
+    """The config of the run or model that --compare or --model names, else the preset's."""
+    from fathom.chain.planning import config_of
+
+    path = _value_of(flags, "compare") or _value_of(flags, "model")
+    return config_of(Path(path)) if path else _stage_base(flags)
 
 
 def _value_of(flags: list[str], name: str) -> str | None:

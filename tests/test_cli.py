@@ -47,7 +47,7 @@ def test_overview_has_one_line_a_verb(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     listed = " ".join(line.split()[0] for line in lines if line.startswith("  "))
-    assert listed == "run tokenize pretrain sft grpo eval generate chat report export import bench"
+    assert listed == "run plan tokenize pretrain sft grpo eval generate chat report export import bench"
     assert all(len(line) <= 100 for line in lines)
 
 
@@ -126,7 +126,7 @@ def test_a_begun_run_keeps_its_config(tmp_path: Path, monkeypatch: pytest.Monkey
     ("words", "sentence"),
     [
         (["sfft"], "fathom: 'sfft' is no verb; did you mean `fathom sft`?"),
-        (["xyzzy"], "the verbs are run, tokenize,"),
+        (["xyzzy"], "the verbs are run, plan,"),
         (["run", "lapptop"], "did you mean laptop?"),
         (["run", "--seed", "3"], "give the PRESET right after the verb"),
         (["run", "laptop", "--preset", "v3"], "--preset does not go with fathom run"),

@@ -11,6 +11,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fathom.config import Config
 from fathom.parallel.world import World
 from fathom.runs import Run, describe_commit, describe_machine, write_whole
@@ -41,9 +43,11 @@ def run_stage(
     if isinstance(decision, dict):
         return decision
     spent = sum(line.get("seconds", 0.0) for line in run.read_metrics(name))  # before an interruption
+    if world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     result = work()
-    memory = sum(float(str(gib)) for gib in world.gather(peak_memory_gib()))
+    memory = sum(float(str(gib)) for gib in world.gather(peak_memory_gib(world.device)))
     record: Record = {
         "key": key,
         "seed": config.seed,
@@ -104,7 +108,9 @@ def file_hash(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def peak_memory_gib() -> float:
-    """The most memory this process has held."""
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory this process has held: of its GPU in this stage, without one of the machine so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / (1 << 30)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)

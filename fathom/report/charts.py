@@ -92,7 +92,7 @@ def draw_lines(name: str, title: str, lines: Sequence[Line], *, percent: bool = 
             axes.set_ylim(bottom=0)
         if len(lines) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), handlelength=1.2, borderaxespad=0)
-        return _inline(figure, name, title)
+        return inline(figure, name, title)
 
 
 def draw_bars(name: str, title: str, bars: Sequence[Bar]) -> str:
@@ -105,7 +105,7 @@ def draw_bars(name: str, title: str, bars: Sequence[Bar]) -> str:
         axes.set_xlim(0, 1)
         axes.set_ylim(len(bars) - 0.75, -0.75)
         axes.set_axis_off()
-        return _inline(figure, name, title)
+        return inline(figure, name, title)
 
 
 def draw_heat_map(name: str, title: str, shares: NDArray[np.float64], rows: Sequence[str]) -> str:
@@ -127,7 +127,7 @@ def draw_heat_map(name: str, title: str, shares: NDArray[np.float64], rows: Sequ
         every = -(-len(rows) // 24)
         axes.set_yticks([row + 0.5 for row in range(0, len(rows), every)], rows[::every])
         axes.invert_yaxis()
-        return _inline(figure, name, title)
+        return inline(figure, name, title)
 
 
 def _draw_line(axes: Axes, line: Line, colour: str) -> None:
@@ -165,7 +165,7 @@ def moving_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
     return np.where(within > 0, (sums[stop] - sums[start]) / np.maximum(within, 1), np.nan)
 
 
-def _inline(figure: Figure, name: str, title: str) -> str:
+def inline(figure: Figure, name: str, title: str) -> str:
     """The figure as an `<svg>` element that scales with its place and reads its title aloud."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fathom.report import units
+from fathom.report.amounts import name
 from fathom.report.contents import gather_contents, name_stage, summarize_score
 from fathom.runs import Run, write_whole
 
@@ -14,13 +15,13 @@ def write(run: Run) -> Path:
 
     Stages that the run lacks are left out. Raises ValueError for a run without metrics.
     """
-    page = _environment().get_template("page.html").render(gather_contents(run))
+    page = environment().get_template("page.html").render(gather_contents(run))
     write_whole(run.report_path, page)
     return run.report_path
 
 
-def _environment() -> Environment:
-    # Names the template misspells fail loudly, and whatever a model wrote is escaped.
+def environment() -> Environment:
+    """The templates of all pages; names they misspell fail loudly, and whatever a model wrote is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "template"),
         autoescape=True,
@@ -29,6 +30,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "name": name,
         "count": units.count,
         "dollars": units.dollars,
         "duration": units.duration,

@@ -154,4 +154,4 @@ def test_the_hash_of_files_sees_names_and_contents_and_no_order(tmp_path: Path) 
 
 
 def test_peak_memory_is_what_a_process_with_torch_needs() -> None:
-    assert 0.1 < peak_memory_gib() < 100
+    assert 0.1 < peak_memory_gib(torch.device("cpu")) < 100

@@ -11,12 +11,18 @@ from fathom.model.moe import moe_layers
 from fathom.plan.count import (
     attention_parameters,
     block_parameters,
+    checkpoint_bytes,
+    checkpoint_elements,
+    decode_flops_per_token,
     feed_forward_parameters,
     main_parameters,
     mtp_parameters,
+    parts,
+    prefill_flops_per_token,
+    score_flops,
     train_flops_per_token,
 )
-from fathom.presets import preset
+from fathom.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize(
@@ -48,9 +54,60 @@ def test_parts_of_v3() -> None:
     assert main_parameters(v3) + mtp_parameters(v3) + copies == 684_489_845_504
 
 
-@pytest.mark.parametrize(("name", "gflops"), [("v3", 250.46), ("v2", 155.31)])
-def test_training_operations_per_token_at_4096(name: str, gflops: float) -> None:
-    assert train_flops_per_token(preset(name).model, 4096, mtp=False) / 1e9 == pytest.approx(gflops, abs=0.005)
+def test_parts_of_v3_sum_to_the_whole_and_to_what_a_token_meets() -> None:
+    v3 = preset("v3").model
+    whole, active = parts(v3), parts(v3, active=True)
+    assert whole["routed experts"] == 58 * 256 * 44_040_192 and active["routed experts"] == 58 * 8 * 44_040_192
+    assert whole["attention"] == 61 * 187_107_328 and whole["router"] == 58 * 1_835_264
+    assert whole["embedding"] == whole["head"] == 926_679_040
+    assert sum(whole.values()) == 671_026_419_200 + whole["mtp"] == 671_026_419_200 + 11_610_068_224
+    assert sum(active.values()) == 37_552_297_472 + active["mtp"] == 37_552_297_472 + 688_100_608
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parts_sum_to_the_whole(name: str) -> None:
+    model = preset(name).model
+    for active in (False, True):
+        assert sum(parts(model, active).values()) == main_parameters(model, active) + mtp_parameters(model, active)
+
+
+def test_llama_405b_has_eleven_times_the_active_parameters_of_v3() -> None:
+    llama, v3 = preset("llama-3.1-405b").model, preset("v3").model
+    times = main_parameters(llama) / main_parameters(v3, active=True, embedding=False)
+    assert times == pytest.approx(11.08, abs=0.005)
+
+
+def test_checkpoint_of_v3_as_released() -> None:
+    v3 = preset("v3").model
+    assert checkpoint_elements(v3) == {"F8_E4M3": 680_571_043_840, "BF16": 3_918_786_560, "F32": 41_555_600}
+    assert sum(checkpoint_elements(v3).values()) == 684_531_386_000
+    assert checkpoint_bytes(v3, "fp8") == 688_574_839_360
+
+
+def test_checkpoints_without_fp8() -> None:
+    v3, biases = preset("v3").model, 59 * 256
+    assert checkpoint_elements(v3, fp8=False) == {"F8_E4M3": 0, "BF16": 684_489_845_504 - biases, "F32": biases}
+    assert checkpoint_bytes(v3, "bfloat16") == 2 * 684_489_845_504 + 2 * biases
+    assert checkpoint_bytes(v3, "float32") == 4 * 684_489_845_504
+    assert checkpoint_bytes(preset("qwen2.5-7b").model, "bfloat16") == 2 * 7_615_616_512
+
+
+@pytest.mark.parametrize(
+    ("name", "causal", "gflops"), [("v3", True, 250.46), ("v3", False, 281.16), ("v2", True, 155.31)]
+)
+def test_training_operations_per_token_at_4096(name: str, causal: bool, gflops: float) -> None:
+    flops = train_flops_per_token(preset(name).model, 4096, mtp=False, causal=causal)
+    assert flops / 1e9 == pytest.approx(gflops, abs=0.005)
+
+
+def test_operations_of_reading_and_of_generating() -> None:
+    v3 = preset("v3").model
+    assert prefill_flops_per_token(v3, 4096) * 3 == train_flops_per_token(v3, 4096, mtp=False)
+    assert (score_flops(v3), score_flops(v3, absorbed=True)) == (81_920, 278_528)
+    assert decode_flops_per_token(v3, 0) == 2 * 36_625_618_432
+    assert decode_flops_per_token(v3, 1000) - decode_flops_per_token(v3, 0) == 61 * 278_528 * 1000
+    qwen = preset("qwen2.5-7b").model
+    assert score_flops(qwen) == score_flops(qwen, absorbed=True) == 2 * 28 * 256
 
 
 def test_the_mtp_module_of_v3_adds_its_weights_the_head_again_and_a_layer_of_attention() -> None:
@@ -87,6 +144,15 @@ DENSE = MoEConfig(n_routed_experts=0)
     ],
 )
 def test_counts_are_those_of_the_built_model(config: ModelConfig) -> None:
+    require_equal_count(config)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_counts_are_those_of_every_preset_built_without_memory(name: str) -> None:
+    require_equal_count(preset(name).model)
+
+
+def require_equal_count(config: ModelConfig) -> None:
     with torch.device("meta"):
         model = Transformer(config)
     built = sum(parameter.numel() for parameter in model.parameters())

@@ -1,14 +1,17 @@
 """A small run with every stage, written the way the stages write it."""
 
+import copy
 import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fathom.config import Config
 from fathom.report.page import write
+from fathom.report.plan_page import plan_page
 from fathom.runs import Run
 
 MACHINE: dict[str, object] = {
@@ -41,6 +44,54 @@ SCORES = {
     },
 }
 
+PLAN: dict[str, Any] = {
+    "model": {
+        "name": "v3",
+        "total": 671_026_419_200,
+        "active": 37_552_297_472,
+        "parts": {"embedding": 926_679_040, "attention": 11_413_547_008, "routed_experts": 653_908_770_816, "mtp": 0},
+        "active_parts": {"embedding": 926_679_040, "attention": 11_413_547_008, "routed_experts": 20_434_649_088},
+    },
+    "cache": {"kind": "mla", "elements": 35_136, "bytes": {"BF16": 70_272, "FP8": 40_016}},
+    "flops": {"seq_len": 4096, "training": 250.46e9},
+    "memory": {
+        "parts": {"weights": 20 * 2**30, "activations": 40 * 2**30, "cache": 0},
+        "device_bytes": 75 * 2**30,
+        "fits": True,
+        "fix": "",
+    },
+    "layout": {"data": 128, "pipeline": 16, "context": 1, "schedule": "dualpipe", "recompute": "none"},
+    "schedule": {
+        "schedule": "dualpipe",
+        "ranks": 8,
+        "micro_batches": 20,
+        "times": {"F": 1.0, "B": 1.0, "W": 1.0, "FB": None},
+        "bubbles": [{"schedule": "1f1b", "devices": 8, "bubble": 21.0}],
+    },
+    "cost": {
+        "mfu": 0.391,
+        "lines": [
+            {"name": "pretraining", "tokens": 14.8e12, "hours": 1300.78, "gpu_hours": 2664e3, "dollars": 5.328e6}
+            | {"energy_kwh": 1_864_800.0, "included": True, "note": ""},
+            {"name": "post-training", "tokens": None, "hours": 2.44, "gpu_hours": 5e3, "dollars": 1e4}
+            | {"energy_kwh": 3500.0, "included": True, "note": "V3 Table 1"},
+            {"name": "R1 <on top>", "tokens": None, "hours": 71.8, "gpu_hours": 147e3, "dollars": 294e3}
+            | {"energy_kwh": 102_900.0, "included": False, "note": ""},
+        ],
+        "excluded": ["research", "staff"],
+    },
+    "serving": {
+        "sequences": 812,
+        "batches": [{"rows": 1, "tokens_per_s": 1048.0}, {"rows": 8, "tokens_per_s": 2596.0}],
+    },
+    "layouts": [
+        {"layout": "expert=8", "tokens_per_s": 152_344.0, "mfu": 0.31, "peak_memory_bytes": 101.3e9, "hours": 18.2},
+        {"layout": "expert=16 pipeline=2", "tokens_per_s": 142_344.0, "mfu": 0.29, "peak_memory_bytes": 88e9},
+    ],
+    "command": "torchrun --nproc_per_node 8 -m fathom pretrain --preset v3",
+    "published": [{"name": "parameters", "computed": "671,026,419,200", "printed": "671B"}],
+}
+
 Curve = Callable[[int], float]
 MakeRun = Callable[..., Run]
 
@@ -53,6 +104,20 @@ def make_run(tmp_path: Path) -> MakeRun:
         return write_run(tmp_path / str(len(list(tmp_path.iterdir()))), accuracy=accuracy, length=length)
 
     return make
+
+
+@pytest.fixture
+def plan() -> dict[str, Any]:
+    """A plan as `fathom plan --json` prints it, of all parts something."""
+    return copy.deepcopy(PLAN)
+
+
+@pytest.fixture(scope="session")
+def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of that plan."""
+    path = tmp_path_factory.mktemp("plan") / "plan.html"
+    path.write_text(plan_page(PLAN), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -37,10 +37,16 @@ def chromium(tmp_path: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+@pytest.fixture(params=["report", "plan_file"])
+def page(request: pytest.FixtureRequest) -> Path:
+    """The page of a run, and that of a plan."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_renders(report: Path, tmp_path: Path, scheme: str) -> None:
+def test_the_page_renders(page: Path, tmp_path: Path, scheme: str) -> None:
     picture = tmp_path / "page.png"
-    chromium(tmp_path, *SCHEMES[scheme], "--window-size=1200,2400", f"--screenshot={picture}", report.as_uri())
+    chromium(tmp_path, *SCHEMES[scheme], "--window-size=1200,2400", f"--screenshot={picture}", page.as_uri())
     with Image.open(picture) as image:
         pixels = np.asarray(image.convert("L"), dtype=float)
     assert pixels.shape == (2400, 1200)
@@ -51,9 +57,9 @@ def test_the_page_renders(report: Path, tmp_path: Path, scheme: str) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "paper"), [("light", "rgb(252, 251, 248)"), ("dark", "rgb(21, 23, 27)")])
-def test_nothing_overflows_on_a_phone(report: Path, tmp_path: Path, scheme: str, paper: str) -> None:
+def test_nothing_overflows_on_a_phone(page: Path, tmp_path: Path, scheme: str, paper: str) -> None:
     frame = tmp_path / "phone.html"
-    frame.write_text(PHONE.format(page=html.escape(report.read_text())))
+    frame.write_text(PHONE.format(page=html.escape(page.read_text())))
     dom = chromium(tmp_path, *SCHEMES[scheme], "--dump-dom", frame.as_uri())
     result = re.search(r'\{"width":(\d+),"colour":"([^"]+)","first":"([^"]+)","second":"([^"]+)"\}', dom)
     assert result, dom[-2000:]
