@@ -39,6 +39,7 @@ class Rows:
         self.count, self.capacity = 0, rows
         self.law: Law | None = None  # by which all active rows are drawn; None where they may differ
         self._whole = torch.zeros(FIELDS, rows, dtype=torch.int64, device=device)  # fields, then stop ids
+        self._seen: tuple[tuple[int, int], Fields] | None = None  # the last view handed out, and of which rows
         self._laws = torch.zeros(2, rows, device=device)  # temperature, top_p
         self._tokens = torch.zeros(rows, 0, dtype=torch.int64, device=device)
         self._logprobs = torch.zeros(rows, 0, device=device)
@@ -49,10 +50,14 @@ class Rows:
             self._tokens, self._logprobs = F.pad(self._tokens, (0, more)), F.pad(self._logprobs, (0, more))
         if (more := FIELDS + stop_ids - self._whole.shape[0]) > 0:
             self._whole = F.pad(self._whole, (0, 0, 0, more), value=NO_TOKEN)
+            self._seen = None
 
     def fields(self, first: int = 0) -> Fields:
         """The state of rows first .. count - 1, to be read and written in place."""
-        return Fields(*self._whole[:FIELDS, first : self.count].unbind())
+        span = (first, self.count)
+        if self._seen is None or self._seen[0] != span:  # ten views cost more than a product of a small model
+            self._seen = span, Fields(*self._whole[:FIELDS, first : self.count].unbind())
+        return self._seen[1]
 
     def laws(self, first: int = 0) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """Temperature and top_p of rows first .. count - 1."""

@@ -1,5 +1,6 @@
 """Worked documents: questions with their replies, for fine-tuning and to teach the template beforehand."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from fathom.text.disjoint import is_in_range
 from fathom.text.tokenizer import Tokenizer
 
 SIZES = (2, 3, 4)  # numbers in an expression document; working out five or six costs far more
-OPEN_NUMBER = 99  # documents with out-of-range targets use numbers at least up to this
+STRETCH = 1.5  # how far the numbers of documents reach beyond the task's own, where all else is its own
 
 
 class Dialogue(NamedTuple):
@@ -42,8 +43,8 @@ def worked_dialogues(tokenizer: Tokenizer, task: Task, seed: int, count: int) ->
 def expression_documents(seed: int, count: int, config: TaskConfig) -> list[Dialogue]:
     """Question and reply in the task's form, none of which is a problem of the task.
 
-    A question has 2 to 4 numbers, but another count than the task's or a target beyond the task's largest. A model
-    that has read them knows the form (a small R1-Zero needs that much) and has seen no solution.
+    A question has 2 to 4 numbers, but another count than the task's, or a number or a target beyond its largest.
+    A model that has read them knows the form (a small R1-Zero needs that much) and has seen no solution.
     """
     rng = random.Random(seed)
     draws = [_drawing(other) for other in _neighbours(config)]
@@ -73,10 +74,14 @@ def _drawing(config: TaskConfig) -> tuple[Task, Callable[[random.Random], Proble
 
 
 def _neighbours(config: TaskConfig) -> list[TaskConfig]:
-    """The task at other sizes, and at its own with numbers that reach past its targets."""
+    """The task at other sizes, and as often at its own with larger numbers.
+
+    Not much larger: what a model learns of rare numbers it must learn again for the task's own.
+    """
     plain = replace(config, max_failed_tries=0)
-    largest = max(OPEN_NUMBER, config.max_target + config.max_number)
+    largest = math.ceil(STRETCH * config.max_number)
     others = [replace(plain, numbers=numbers) for numbers in SIZES if numbers != config.numbers]
     if config.numbers not in SIZES:
         return others
-    return [*others, replace(plain, max_number=largest, max_target=config.numbers * largest)]
+    own = replace(plain, max_number=largest, max_target=config.numbers * largest)
+    return [*others, *[own] * len(others)]
