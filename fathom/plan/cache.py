@@ -34,9 +34,10 @@ def cache_alternatives(config: ModelConfig) -> dict[str, int]:
     """
     a, layers = config.attention, config.num_hidden_layers
     width = a.v_head_dim if a.kind == "mla" else a.head_dim
-    groups = {"MHA": a.num_attention_heads, "GQA, 8 groups": min(8, a.num_attention_heads), "MQA": 1}
+    groups = {"MHA": a.num_attention_heads, "GQA, 8 groups": 8, "MQA": 1}
     latent = cache_elements(config) if a.kind == "mla" else layers * (4 * width + width // 2)
-    return {"MLA": latent} | {name: layers * 2 * group * width for name, group in groups.items()}
+    fewer = {name: group for name, group in groups.items() if name == "MHA" or group < a.num_attention_heads}
+    return {"MLA": latent} | {name: layers * 2 * group * width for name, group in fewer.items()}
 
 
 def cache_savings(config: ModelConfig, other: ModelConfig) -> dict[str, float]:

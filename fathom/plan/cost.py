@@ -183,7 +183,9 @@ def reinforcement(config: Config, devices: Devices, mfu: float) -> list[Line]:
     return [
         rollouts(config, devices, tokens),
         bill("RL verifier", 0, devices, note=checking),
-        bill("RL updates", gpu_hours(flops * passes, hardware, mfu), devices, tokens, note="at most, as above"),
+        bill(
+            "RL updates", gpu_hours(flops * passes, hardware, mfu), devices, tokens, note="at most, on as many tokens"
+        ),
     ]
 
 
@@ -196,5 +198,5 @@ def rollouts(config: Config, devices: Devices, tokens: float) -> Line:
         note = "not counted: the weights do not fit these devices"
         return bill("RL rollouts", 0, devices, tokens, included=False, note=note)
     seconds = tokens / (ENGINE_SHARE * server.tokens_per_s(rows, g.sampling.max_tokens // 2))
-    note = f"at most: every answer {g.sampling.max_tokens:,} tokens long"
+    note = f"at most: every answer {g.sampling.max_tokens:,} tokens long; at half the ceiling of generation"
     return bill("RL rollouts", seconds / 3600 * devices.count, devices, tokens, note=note)

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 
 from fathom.config import Config, ModelConfig
 from fathom.plan.hardware import Devices
-from fathom.plan.layout import Layout, check
+from fathom.plan.layout import Layout, Recompute, check
 from fathom.plan.memory import Memory, capacity, memory
 from fathom.plan.throughput import Throughput, throughput
+from fathom.presets import PRESETS
 
 SHOWN = 10
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")  # the less, the faster
 PIPELINED = ("1f1b", "dualpipev")  # schedules that are tried
 NODE = 8
 
@@ -48,19 +50,20 @@ def search(
     leanest: tuple[float, Layout] | None = None
     for spread in _spreads(config, base, devices.count, rows, seq_len):
         largest = 0  # rows at a time that fit with less recomputation
-        for layout in _sizes(spread, rows):
-            if layout.micro_batch_rows <= largest:
+        for recompute in RECOMPUTE:
+            sizes = [s for s in _sizes(replace(spread, recompute=recompute), rows) if s.micro_batch_rows > largest]
+            sizes = [size for size in sizes if _is_possible(size, config, devices, rows, seq_len)]
+            if not sizes:
                 continue
-            try:
-                check(layout, config, devices, rows, seq_len)
-            except ValueError:
-                continue
-            needed = memory(config, layout, seq_len)
-            if needed.total <= room:
-                largest = layout.micro_batch_rows
-                speed = throughput(config, layout, devices, seq_len, mfu)
-                found.append(Found(layout=layout, memory=needed, throughput=speed))
-            leanest = min(leanest or (math.inf, layout), (needed.total, layout), key=lambda pair: pair[0])
+            least = memory(config, sizes[-1], seq_len).total
+            leanest = min(leanest or (math.inf, spread), (least, sizes[-1]), key=lambda pair: pair[0])
+            for layout in sizes if least <= room else ():
+                needed = memory(config, layout, seq_len)
+                if needed.total <= room:
+                    largest = layout.micro_batch_rows
+                    speed = throughput(config, layout, devices, seq_len, mfu)
+                    found.append(Found(layout=layout, memory=needed, throughput=speed))
+                    break
     if not found:
         if leanest is None:
             raise ValueError(
@@ -116,11 +119,18 @@ def _expert_ways(config: ModelConfig, group: int) -> list[int]:
 
 
 def _sizes(spread: Layout, rows: int) -> Iterator[Layout]:
-    """From no recomputation to all of it, and for each from the largest micro-batch to one row."""
+    """From the largest micro-batch to one row."""
     each = rows // spread.replicas
-    for recompute in ("none", "selective", "full"):
-        for size in reversed(divisors(each, 64)):
-            yield replace(spread, recompute=recompute, micro_batch_rows=size, micro_batches=each // size)
+    for size in reversed(divisors(each, 64)):
+        yield replace(spread, micro_batch_rows=size, micro_batches=each // size)
+
+
+def _is_possible(layout: Layout, config: ModelConfig, devices: Devices, rows: int, seq_len: int) -> bool:
+    try:
+        check(layout, config, devices, rows, seq_len)
+    except ValueError:
+        return False
+    return True
 
 
 def divisors(number: int, most: int) -> list[int]:
@@ -147,16 +157,32 @@ def is_trainable(layout: Layout) -> bool:
     return layout == replace(plain, zero=layout.zero, schedule=layout.schedule)
 
 
+def is_preset(config: Config) -> bool:
+    """Whether a preset's name says all of a config that the flags of `command` do not."""
+    base, train = PRESETS.get(config.preset), config.pretrain
+    if base is None:
+        return False
+    said = {name: getattr(train, name) for name in ("batch_rows", "micro_batch_rows", "seq_len", "steps")}
+    optimizer = replace(base.pretrain.optimizer, moments=train.optimizer.moments)
+    pretrain = replace(base.pretrain, optimizer=optimizer, **said)
+    return config == replace(base, pretrain=pretrain, dtype=config.dtype, dollars_per_hour=config.dollars_per_hour)
+
+
 def command(config: Config, layout: Layout, rows: int, seq_len: int) -> str:
-    """The torchrun command that trains on such a layout. Raises ValueError where `is_trainable` says no."""
+    """The torchrun command that trains on such a layout.
+
+    Of a config that is no preset's it names only what the plan has set; the run's directory has to hold the rest.
+    Raises ValueError where `is_trainable` says no.
+    """
     if not is_trainable(layout):
         raise ValueError(
             f"fathom pretrain does not run {describe(layout)}: it has replicas only; choose data={layout.devices} alone"
         )
-    nodes, each = max(1, layout.devices // NODE), min(layout.devices, NODE)
+    each = divisors(layout.devices, NODE)[-1]
+    nodes = layout.devices // each
     where = "--standalone" if nodes == 1 else f"--nnodes {nodes} --rdzv_backend c10d --rdzv_endpoint HOST:29500"
     flags = {
-        "preset": config.preset,
+        **({"preset": config.preset} if is_preset(config) else {}),
         "pretrain.batch_rows": rows,
         "pretrain.micro_batch_rows": layout.micro_batch_rows,
         "pretrain.seq_len": seq_len,

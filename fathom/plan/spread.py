@@ -36,11 +36,17 @@ def choose_devices(config: Config, question: Question) -> Devices:
         needed *= 2
     usual = "laptop" if main_parameters(model) < SMALL else "2048xH800" if is_v3(model) else f"{needed}xH200"
     devices = parse_devices(question.gpus or usual)
-    price = question.price
-    if not price and config.dollars_per_hour != Config.dollars_per_hour:
-        price = config.dollars_per_hour / devices.count  # the config's is that of the whole machine
-    price = price or devices.hardware.dollars_per_hour
+    price, _ = price_of(config, question, devices)
     return replace(devices, hardware=replace(devices.hardware, dollars_per_hour=price))
+
+
+def price_of(config: Config, question: Question, devices: Devices) -> tuple[float, str]:
+    """Dollars an hour of one device, and who says so."""
+    if question.price is not None:
+        return question.price, "given"
+    if config.dollars_per_hour != Config.dollars_per_hour:  # the default is a laptop's, and says nothing of others
+        return config.dollars_per_hour / devices.count, "the config's, shared among the devices"
+    return devices.hardware.dollars_per_hour, "a table's, and prices move; give yours with --price"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 from fathom.config import Config, ModelConfig
 from fathom.config.published import Dtype
 from fathom.plan.cache import cache_alternatives, cache_bytes, cache_elements
-from fathom.plan.cost import EXCLUDED, affordable_tokens, cost_lines, is_v3, total, train_tokens
+from fathom.plan.cost import EXCLUDED, V3_TOKENS, affordable_tokens, cost_lines, is_v3, total, train_tokens
 from fathom.plan.count import (
     checkpoint_bytes,
     checkpoint_elements,
@@ -26,11 +26,12 @@ from fathom.plan.question import Question, parse_times, parse_tokens
 from fathom.plan.schedule import bubble, simulate
 from fathom.plan.search import Found, command, is_trainable
 from fathom.plan.serving import Server, serving_dtype
-from fathom.plan.spread import NODE, Spread, choose_devices, spread_over
+from fathom.plan.spread import NODE, Spread, choose_devices, price_of, spread_over
 
 Plan = dict[str, Any]
 
 SHOWN = 10  # layouts
+CONTEXT = 4096  # tokens of a sequence that is served, where the model takes as many
 DTYPES: dict[str, Dtype] = {"FP8": "fp8", "BF16": "bfloat16", "FP32": "float32"}
 BATCHES = (1, 8, 32, 128, 512, 2048)  # sequences that are served together
 
@@ -42,14 +43,14 @@ def make_plan(config: Config, question: Question) -> Plan:
     devices = choose_devices(config, question)
     if question.schedule:
         return {"schedule": _pipeline(question)}
-    spread = spread_over(config, question, devices)
+    context, spread = _context(config.model, question), spread_over(config, question, devices)
     tokens = _tokens(config, question, devices, spread.mfu)
     return {
         "model": _model(config),
-        "flops": _flops(config.model, seq_len, question.context),
+        "flops": _flops(config.model, seq_len, context),
         "cache": _cache(config.model),
         "checkpoint": _checkpoint(config.model),
-        "serving": _serving(config.model, question, devices),
+        "serving": _serving(config.model, devices, context, question.acceptance),
         "published": [asdict(figure) for figure in published_figures(config.model)],
         **_layout(config, devices, spread, tokens),
         "cost": _cost(config, question, devices, spread, tokens),
@@ -109,7 +110,7 @@ def _layout(config: Config, devices: Devices, spread: Spread, tokens: float) -> 
         return {"memory": {"fits": False, "fix": spread.problem}}
     best, room = spread.found[0], capacity(devices.hardware.memory_bytes)
     remedy = fix(config.model, best.layout, config.pretrain.seq_len, devices.hardware.memory_bytes)
-    runnable = next((found for found in spread.found if is_trainable(found.layout)), None)
+    runnable = next((found for found in spread.found if _runs(found, room)), None)
     shown = spread.found[:SHOWN]
     own: Plan = {"command": "", "prediction": {}}
     if runnable:
@@ -127,9 +128,14 @@ def _layout(config: Config, devices: Devices, spread: Spread, tokens: float) -> 
             "fits": best.memory.total <= room,
             "fix": remedy.change if remedy else "",
         },
-        "layouts": [_row(devices, found, tokens) for found in shown],
+        "layouts": [_row(devices, found, tokens, _runs(found, room)) for found in shown],
         **own,
     }
+
+
+def _runs(found: Found, room: float) -> bool:
+    """Whether `fathom pretrain` can do it: it knows how, and the devices hold it."""
+    return is_trainable(found.layout) and found.memory.total <= room
 
 
 def _command(config: Config, layout: Layout, devices: Devices, tokens: float) -> str:
@@ -140,7 +146,7 @@ def _command(config: Config, layout: Layout, devices: Devices, tokens: float) ->
     return words if tokens == train_tokens(train) else f"{words} --pretrain.steps {steps}"
 
 
-def _row(devices: Devices, found: Found, tokens: float) -> Plan:
+def _row(devices: Devices, found: Found, tokens: float, runs: bool) -> Plan:
     hours, plain = found.hours(tokens), asdict(Layout())
     return {
         "layout": {name: value for name, value in asdict(found.layout).items() if value != plain[name]},
@@ -150,7 +156,7 @@ def _row(devices: Devices, found: Found, tokens: float) -> Plan:
         "peak_memory_bytes": found.memory.total,
         "hours": hours,
         "dollars": hours * devices.count * devices.hardware.dollars_per_hour,
-        "runs_in_fathom": is_trainable(found.layout),
+        "runs_in_fathom": runs,
     }
 
 
@@ -159,7 +165,9 @@ def _row(devices: Devices, found: Found, tokens: float) -> Plan:
 
 def _tokens(config: Config, question: Question, devices: Devices, mfu: float) -> float:
     """Tokens of pretraining: the config's, those asked for, or what the time or the money is enough for."""
-    hours = question.hours * devices.count or question.budget / devices.hardware.dollars_per_hour
+    hours = question.hours * devices.count
+    if question.budget:
+        hours = question.budget / devices.hardware.dollars_per_hour
     if hours:
         flops = train_flops_per_token(config.model, config.pretrain.seq_len)
         return affordable_tokens(hours, flops, devices.hardware, mfu)
@@ -171,11 +179,14 @@ def _cost(config: Config, question: Question, devices: Devices, spread: Spread, 
     flops = train_flops_per_token(config.model, config.pretrain.seq_len)
     without = train_flops_per_token(config.model, config.pretrain.seq_len, mtp=False)
     lines = cost_lines(config, devices, mfu, tokens)
+    if not is_v3(config.model) and tokens == V3_TOKENS == train_tokens(config.pretrain):
+        lines[0] = replace(lines[0], note="as many tokens as V3, whose training stands in; --tokens sets others")
     if question.hours or question.budget:  # the money or the time is spent on pretraining alone
         lines = lines[:1] + [replace(line, included=False) for line in lines[1:]]
     return {
         "devices": str(devices),
         "dollars_per_hour": hardware.dollars_per_hour,
+        "price_source": price_of(config, question, devices)[1],
         "hardware_sources": hardware.sources,
         "mfu": mfu,
         "mfu_source": spread.mfu_source,
@@ -210,9 +221,19 @@ def _pipeline(question: Question) -> Plan:
     }
 
 
-def _serving(model: ModelConfig, question: Question, devices: Devices) -> Plan:
+def _context(model: ModelConfig, question: Question) -> int:
+    """Tokens of a sequence that is served."""
+    longest = model.max_position_embeddings
+    if question.context > longest:
+        raise ValueError(
+            f"--context {question.context} is longer than the model's {longest} tokens; give at most those"
+        )
+    return question.context or min(CONTEXT, longest)
+
+
+def _serving(model: ModelConfig, devices: Devices, context: int, acceptance: float) -> Plan:
     """Ceilings on a node's devices, or on the fewest that hold the model."""
-    dtype, context = serving_dtype(devices.hardware), min(question.context, model.max_position_embeddings)
+    dtype = serving_dtype(devices.hardware)
     server = Server(model=model, devices=replace(devices, count=min(devices.count, NODE)), dtype=dtype)
     while not (fitting := server.sequences(context)):
         server = replace(server, devices=replace(server.devices, count=2 * server.devices.count))
@@ -222,7 +243,7 @@ def _serving(model: ModelConfig, question: Question, devices: Devices) -> Plan:
         "context": context,
         "weight_bytes": server.weight_bytes,
         "sequences": fitting,
-        "acceptance": question.acceptance,
+        "acceptance": acceptance,
         "prefill_tokens_per_s": server.prefill_tokens_per_s(context),
         "batches": [
             {
@@ -230,7 +251,7 @@ def _serving(model: ModelConfig, question: Question, devices: Devices) -> Plan:
                 "tokens_per_s": server.tokens_per_s(rows, context),
                 "tokens_per_s_each": server.tokens_per_s(rows, context) / rows,
                 "dollars_per_million": server.dollars_per_million(server.tokens_per_s(rows, context)),
-                "mtp_speedup": server.mtp_speedup(rows, context, question.acceptance)
+                "mtp_speedup": server.mtp_speedup(rows, context, acceptance)
                 if model.num_nextn_predict_layers
                 else None,
             }

@@ -162,6 +162,8 @@ def _describe_layout(layout: Part) -> dict[str, str]:
 def _show_command(command: str, console: Console) -> None:
     _title(console, "To run it")
     console.print(INDENT * " " + command, markup=False, highlight=False, soft_wrap=True)
+    if command.endswith("--out RUN"):
+        _say(console, "[dim]This config is no preset's: give this plan --out RUN too, and RUN keeps it.[/dim]")
 
 
 def show_comparison(stages: Mapping[str, list[Compared]], console: Console) -> None:
@@ -189,9 +191,10 @@ def _show_cost(cost: Part, console: Console) -> None:
     left_out = f"[bold]Not in that sum:[/bold] {others}{'; '.join(cost['excluded'])}."
     without = f", {percent(cost['mfu_without_mtp'])} if MTP is not counted" if cost["mfu_without_mtp"] else ""
     speed = (
-        f"[dim]{count(cost['tokens_per_s'])} tokens/s in pretraining, {percent(cost['mfu'])} of the devices' peak"
+        f"[dim]The price is {cost['price_source']}. "
+        f"{count(cost['tokens_per_s'])} tokens/s in pretraining, {percent(cost['mfu'])} of the devices' peak"
         f"{without} ({cost['mfu_source']}). "
-        f"{cost['tokens_per_active_parameter']:,.3g} tokens for each active parameter.[/dim]"
+        f"{plain(cost['tokens_per_active_parameter'])} tokens for each active parameter.[/dim]"
     )
     for note in dict.fromkeys(line["note"] for line in cost["lines"] if line["note"]):
         names = ", ".join(line["name"] for line in cost["lines"] if line["note"] == note)
@@ -229,7 +232,8 @@ def _show_serving(serving: Part, console: Console) -> None:
     reading = f"prompts are read at {count(serving['prefill_tokens_per_s'])} tokens/s at most"
     accepted = f" Drafts: one each step, {percent(serving['acceptance'])} accepted." if drafts else ""
     sentence = (
-        f"{weights}; {count(serving['sequences'])} sequences fit; {reading}. No engine reaches a ceiling.{accepted}"
+        f"{weights}; {count(serving['sequences'])} sequences fit; {reading}. No engine reaches a ceiling: "
+        f"count on half, at twice the price.{accepted}"
     )
     _say(console, f"[dim]{sentence}[/dim]")
 

@@ -57,11 +57,16 @@ def test_a_published_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for path in (directory, directory / "config.json"):
         found = planned(capsys, "--model", str(path), "--gpus", "8xH200", "--mfu", "0.2")
         assert (found["model"]["name"], found["model"]["total"]) == ("Moonlight-16B-A3B", 15_960_110_208)
+    assert main(["plan", "--model", str(directory), "--preset", "v3"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_a_run_is_predicted_and_then_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path / "run")
     assert main(["plan", "--out", str(run.path)]) == 0
+    assert f"--out {run.path}" in capsys.readouterr().out.replace("\n", "")
+    assert main(["plan", "--compare", str(run.path)]) == 2
+    assert "planned and not yet begun" in capsys.readouterr().err
     run.write_config(preset("laptop"))
     for step in range(1, 11):
         run.append_metrics("pretrain", step, tokens=1024, tokens_per_s=10_000.0, seconds=0.1, mfu=0.2)
@@ -70,7 +75,21 @@ def test_a_run_is_predicted_and_then_compared(tmp_path: Path, capsys: pytest.Cap
     assert main(["plan", "--compare", str(run.path)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "pretrain: predicted and measured" in out and "tokens per s" in out and "10,000" in out
+    figures = {figure["name"]: figure for figure in planned(capsys, "--compare", str(run.path))["pretrain"]}
+    assert figures["tokens_per_s"]["measured"] == 10_000
+    assert figures["tokens_per_s"]["error"] == pytest.approx(figures["tokens_per_s"]["predicted"] / 10_000 - 1)
     assert config_of(run.path) == preset("laptop")
+
+
+def test_a_config_that_is_no_presets_is_kept_for_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--preset", "small", "--model.num_hidden_layers", "4", "--gpus", "2xH200"]
+    assert planned(capsys, *flags)["command"].endswith("--out RUN")
+    run = Run(tmp_path / "run")
+    found = planned(capsys, *flags, "--out", str(run.path))["command"]
+    assert "--preset" not in found and found.endswith(f"--out {run.path}")
+    assert run.config.model.num_hidden_layers == 4
+    assert main(["plan", *flags, "--seed", "3", "--out", str(run.path)]) == 2
+    assert "holds another config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """Layouts found are possible, fit, and come best first."""
 
+from dataclasses import replace
+
 import pytest
 
 from fathom.plan.hardware import parse_devices
 from fathom.plan.layout import Layout, check
 from fathom.plan.memory import capacity, memory
-from fathom.plan.search import command, divisors, is_trainable, search
+from fathom.plan.search import command, divisors, is_preset, is_trainable, search
 from fathom.plan.throughput import throughput
-from fathom.presets import preset
+from fathom.presets import PRESETS, preset
 
 MOONLIGHT = preset("moonlight").model
 
@@ -59,10 +61,26 @@ def test_the_command_is_for_replicas() -> None:
     assert said.startswith("torchrun --standalone --nproc_per_node 2 -m fathom pretrain --preset small ")
     assert "--pretrain.batch_rows 32 --pretrain.micro_batch_rows 8 --pretrain.seq_len 4096" in said
     assert "--nnodes 4" in command(config, Layout(data=32, micro_batch_rows=1), 32, 4096)
+    twelve = command(config, Layout(data=12), 12, 4096)
+    assert "--nnodes 2 " in twelve and "--nproc_per_node 6 " in twelve
     for other in (Layout(shard=2), Layout(data=2, expert=2), Layout(recompute="full"), Layout(precision="fp8")):
         assert not is_trainable(other)
     with pytest.raises(ValueError, match="choose data=2 alone"):
         command(config, Layout(shard=2), 32, 4096)
+
+
+def test_a_config_that_no_preset_has_is_not_called_by_ones_name() -> None:
+    small = preset("small")
+    assert all(is_preset(config) for config in PRESETS.values())
+    assert is_preset(replace(small, dollars_per_hour=6.0, pretrain=replace(small.pretrain, batch_rows=32)))
+    optimizer = replace(small.pretrain.optimizer, lr=1.0)
+    for other in (
+        replace(small, model=replace(small.model, num_hidden_layers=9)),
+        replace(small, pretrain=replace(small.pretrain, optimizer=optimizer)),
+        replace(small, preset="mine"),
+    ):
+        assert not is_preset(other)
+        assert "--preset" not in command(other, Layout(), 1, 4096)
 
 
 def test_divisors() -> None:

@@ -23,6 +23,8 @@ def test_devices_suit_the_model(name: str, devices: str) -> None:
 def test_devices_and_prices_can_be_given() -> None:
     chosen = choose_devices(preset("v3"), Question(gpus="2xH200", price=1.5))
     assert (chosen.count, chosen.hardware.name, chosen.hardware.dollars_per_hour) == (2, "H200", 1.5)
+    mine = choose_devices(preset("small"), Question(gpus="rtx4090", price=0.0))
+    assert mine.hardware.dollars_per_hour == 0
     machine = replace(preset("v3"), dollars_per_hour=5.0)
     assert choose_devices(machine, Question(gpus="2xH200")).hardware.dollars_per_hour == 2.5
 

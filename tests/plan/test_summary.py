@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fathom.plan.layout import Layout
 from fathom.plan.question import Question
 from fathom.plan.summary import make_plan
 from fathom.presets import PRESETS, preset
@@ -53,6 +54,33 @@ def test_a_run_that_does_not_fit_says_so_and_is_priced_all_the_same() -> None:
     found = make_plan(preset("v3"), Question(gpus="8xH100"))
     assert not found["memory"]["fits"] and "no layout" in found["memory"]["fix"]
     assert "layouts" not in found and found["cost"]["total"]["dollars"] > 1e6
+
+
+def test_no_command_begins_a_run_that_does_not_fit() -> None:
+    found = make_plan(preset("small"), Question(gpus="h200", layout=Layout(micro_batch_rows=512)))
+    assert not found["memory"]["fits"] and "micro_batch_rows=" in found["memory"]["fix"]
+    assert found["command"] == "" and found["prediction"] == {}
+    assert [row["runs_in_fathom"] for row in found["layouts"]] == [False]
+
+
+def test_devices_of_ones_own_cost_nothing() -> None:
+    found = make_plan(preset("small"), Question(gpus="h200", price=0.0, tokens="1B"))
+    assert found["cost"]["total"]["dollars"] == 0 and found["cost"]["price_source"] == "given"
+
+
+def test_what_is_assumed_is_said() -> None:
+    found = make_plan(preset("qwen3-8b"), Question(gpus="8xH200"))
+    notes = {line["name"]: line["note"] for line in found["cost"]["lines"]}
+    assert "as many tokens as V3" in notes["pretraining"] and "half the ceiling" in notes["RL rollouts"]
+    assert "prices move" in found["cost"]["price_source"]
+    asked = make_plan(preset("qwen3-8b"), Question(gpus="8xH200", tokens="1T"))
+    assert asked["cost"]["lines"][0]["note"] == ""
+
+
+def test_serving_is_planned_for_sequences_that_the_model_reads() -> None:
+    assert make_plan(preset("small"), Question(gpus="h200"))["serving"]["context"] == 4096
+    with pytest.raises(ValueError, match="--context 5000 is longer than the model's 4096 tokens"):
+        make_plan(preset("small"), Question(gpus="h200", context=5000))
 
 
 def test_serving_takes_as_many_devices_as_the_weights_need() -> None:

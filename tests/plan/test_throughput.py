@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from fathom.config import ModelConfig
 from fathom.plan.count import train_flops_per_token
 from fathom.plan.hardware import parse_devices
-from fathom.plan.layout import Layout
+from fathom.plan.layout import Layout, Optimizer
 from fathom.plan.throughput import idle_share, throughput
 from fathom.presets import preset
 
@@ -55,7 +56,38 @@ def test_what_makes_training_slower_is_predicted_so() -> None:
     older = throughput(small, Layout(micro_batch_rows=8), parse_devices("1xA100"), 4096)
     assert older.tokens_per_s < plain.tokens_per_s
     tiny = throughput(preset("laptop").model, Layout(), one, 128)
-    assert tiny.parts["waiting for the host"] > 0.5 * tiny.step_seconds
+    assert tiny.parts["launches"] > 0.5 * tiny.step_seconds
+
+
+SMALL = preset("small").model
+MOONLIGHT = replace(preset("moonlight").model, num_hidden_layers=5)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "seq_len", "optimizer", "step_ms"),
+    [
+        (SMALL, 8, 4096, "adamw_bf16", 402.61),
+        (SMALL, 4, 2048, "adamw", 122.46),
+        (preset("llama-3.2-1b").model, 2, 4096, "adamw", 427.0),
+        (MOONLIGHT, 4, 4096, "adamw_bf16", 909.96),
+        (replace(SMALL, num_nextn_predict_layers=1), 4, 4096, "adamw_bf16", 289.72),
+    ],
+)
+def test_the_runs_that_two_terms_were_fitted_to(
+    config: ModelConfig, rows: int, seq_len: int, optimizer: Optimizer, step_ms: float
+) -> None:
+    layout = Layout(micro_batch_rows=rows, optimizer=optimizer)
+    found = throughput(config, layout, parse_devices("1xH200"), seq_len)
+    assert found.step_seconds * 1e3 == pytest.approx(step_ms, rel=0.1)  # docs/results/2026-11-23-h200.md
+
+
+def test_rows_travel_to_experts_alone() -> None:
+    one = parse_devices("1xH200")
+    dense = throughput(preset("llama-3.2-1b").model, Layout(), one, 4096)
+    short, long = (throughput(SMALL, Layout(micro_batch_rows=rows), one, 4096) for rows in (4, 8))
+    assert dense.parts["routing"] == 0 and long.parts["routing"] == pytest.approx(2 * short.parts["routing"])
+    # 9 layers, 6 experts a token, 1,024 wide, 160 bytes of 4.8 TB/s at 89 %
+    assert short.parts["routing"] == pytest.approx(4 * 4096 * 9 * 6 * 1024 * 160 / (0.89 * 4.8e12))
 
 
 @pytest.mark.parametrize("mfu", [0.0, 1.5, -0.1])
