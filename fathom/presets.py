@@ -343,7 +343,7 @@ LAPTOP = Config(
         seq_len=128,
         save_every=700,
         validate_every=400,
-        optimizer=OptimizerConfig(lr=4e-3, beta2=0.99, weight_decay=0.02),
+        optimizer=OptimizerConfig(lr=3e-3, beta2=0.99, weight_decay=0.02),
         # MTP is a third of a step, so it joins late: time enough to learn to draft
         schedule=ScheduleConfig(mtp_weight=0.0, mtp_weight_final=0.3, mtp_switch=0.8),
     ),
