@@ -348,11 +348,11 @@ LAPTOP = Config(
         schedule=ScheduleConfig(mtp_weight=0.0, mtp_weight_final=0.3, mtp_switch=0.8),
     ),
     sft=TrainConfig(
-        steps=800,
+        steps=600,
         batch_rows=32,
         micro_batch_rows=32,
         seq_len=128,
-        save_every=400,
+        save_every=300,
         validate_every=0,
         optimizer=OptimizerConfig(lr=4e-3, beta2=0.99, weight_decay=0.01),
     ),

@@ -17,7 +17,7 @@ class TaskConfig:
     max_target: int = 60
     operators: str = "+-"
     max_failed_tries: int = 1  # failed attempts a worked solution may show before it succeeds
-    demonstrations: int = 3000  # worked solutions in the cold-start set (R1 2.3.1: thousands)
+    demonstrations: int = 2000  # worked solutions in the cold-start set (R1 2.3.1: thousands)
     held_out_share: float = 0.125  # share of all problems, by hash, kept for evaluation
 
     def __post_init__(self) -> None:
