@@ -10,6 +10,7 @@ from fathom.chain.progress import describe_stage, progress
 from fathom.chain.stage import Record
 from fathom.checkpoint.state import list_checkpoints
 from fathom.config import Config
+from fathom.infer.speaker import newest_stage
 from fathom.parallel.world import World, launch
 from fathom.runs import Run
 from fathom.train.loop import Notify
@@ -89,14 +90,6 @@ def require_resume(run: Run, stage: str, resume: bool) -> None:
             f"{run.path} holds {stage} up to {checkpoints[-1].name}; add --resume to go on with it, "
             "or name another directory with --out"
         )
-
-
-def newest_stage(run: Run) -> str:
-    """The last trained stage of the run."""
-    for stage in ("grpo", "sft", "pretrain"):
-        if run.read_ledger(stage):
-            return stage
-    raise ValueError(f"{run.path} holds no trained model; run `fathom run laptop --out {run.path}` first")
 
 
 def evaluation_name(run: Run) -> str:
