@@ -149,20 +149,37 @@ def generate(
     run: RunDir,
     prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT", help="questions, such as 8,2,4:10")],
     sampling: Sampling,
+    lines: Annotated[
+        Path | None,
+        arg(name="input", help="JSONL file of prompts: prompt or messages; id, n, seed and sampling if wanted"),
+    ] = None,
+    output: Annotated[Path | None, arg(help="JSONL file for the answers to --input; one that is begun goes on")] = None,
+    n: Annotated[int | None, arg(help="replies to each prompt (1); in a file it is a field of the line")] = None,
+    seed: Annotated[
+        int | None, arg(help="fixes the replies; 0 for a file unless given, else a new one each time")
+    ] = None,
 ) -> None:
-    """Answer one or more prompts.
+    """Answer prompts, from the command line or from a file.
 
-    Prints one reply a prompt, thinking included. The sampling is that of the run's GRPO unless flags say otherwise;
-    --temperature 0 takes the likeliest token.
+    Prints one reply a prompt, thinking included. With --input and --output it answers a file, one JSON object a line,
+    and adds each answer as it finishes; given again it goes on, and ids that are answered are passed over. The
+    sampling is that of the run's GRPO unless flags or lines say otherwise; --temperature 0 takes the likeliest token.
 
     Example: fathom generate runs/laptop 8,2,4:10 3,9,5:11 --temperature 0
+
+    Example: fathom generate runs/laptop --input questions.jsonl --output answers.jsonl
     """
-    if not prompts:
-        raise ValueError("there is no prompt; give one or more: fathom generate RUN 8,2,4:10")
+    if bool(lines) != bool(output) or bool(lines) == bool(prompts):
+        raise ValueError("give one or more prompts, fathom generate RUN 8,2,4:10, or both --input and --output")
     from fathom.chain import talk
 
-    for reply in talk.generate(Run(run), prompts, sampling):
-        print(reply, flush=True)
+    if lines and output:
+        if n is not None:
+            raise ValueError("--n does not go with --input; write the field n into the lines that want it")
+        print(talk.generate_file(Run(run), lines, output, sampling, seed or 0))
+    else:
+        for reply in talk.generate(Run(run), prompts, sampling, 1 if n is None else n, seed):
+            print(reply, flush=True)
 
 
 def chat(run: RunDir, sampling: Sampling) -> None:
@@ -381,6 +398,8 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
             return 130, f"interrupted; the run can be resumed with `fathom {shlex.join(again)}`"
         case KeyboardInterrupt() if verb == "run":
             return 130, f"interrupted; the run can be resumed with the same command, `fathom {shlex.join(args)}`"
+        case KeyboardInterrupt() if verb == "generate" and _value_of(args, "input"):
+            return 130, f"interrupted; the same command goes on with the lines left, `fathom {shlex.join(args)}`"
         case KeyboardInterrupt():
             return 130, "interrupted"
         case ValueError():

@@ -3,37 +3,53 @@
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
+from fathom.chain.batch import answer_file
 from fathom.chain.introduction import introduce
 from fathom.chain.puzzle import explain, read_problem, warn
 from fathom.checkpoint.find import holds_weights
 from fathom.config import Config, SamplingConfig
-from fathom.infer import Engine
+from fathom.infer import Engine, offline
 from fathom.infer.speaker import Speaker, load_speaker
 from fathom.parallel.world import World, launch
 from fathom.runs import Run
 from fathom.tasks import Problem, build
-from fathom.text.chat import ANSWER, ANSWER_END, THINK, THINK_END, parse_reply
+from fathom.text.chat import ANSWER, ANSWER_END, THINK_END, parse_reply
 
 ROWS = 256  # replies written together
+MOST_NAMED = 10  # bad lines spelled out
 OFFERS = 3
 INDENT = "  "
 LABEL = 10  # columns of the words in front of thinking and answer
 
 
-def generate(run: Run, prompts: Sequence[str], sampling: SamplingConfig) -> Iterator[str]:
-    """The reply to each prompt, in their order, thinking included.
+def generate(
+    run: Run, prompts: Sequence[str], sampling: SamplingConfig, n: int = 1, seed: int | None = None
+) -> Iterator[str]:
+    """`n` replies to each prompt, in their order, thinking included.
 
     `run` may also be the directory of a checkpoint with a tokenizer. Models that know Fathom's chat template are
     asked in it; others continue the prompt as plain text.
     """
-    speaker = open_speaker(run)
-    engine = Engine(speaker.model, rows=min(ROWS, max(1, len(prompts))))
-    for pieces in engine.generate(speaker.ask(prompt, sampling) for prompt in prompts):
-        reply = speaker.read(pieces[0].tokens)
-        yield THINK + reply if speaker.uses_template else reply  # the template has opened the thinking
+    engine = offline.Engine(open_speaker(run), rows=min(ROWS, max(1, n * len(prompts))))
+    for replies in engine.generate(prompts, n=n, seed=seed, **vars(sampling)):
+        yield from (reply.text for reply in replies)
+
+
+def generate_file(run: Run, source: Path, output: Path, sampling: SamplingConfig, seed: int) -> str:
+    """Answer a file of prompts into another; what to say of it. Raises ValueError if a line had to be left out."""
+    engine = offline.Engine(open_speaker(run), rows=ROWS)
+    tally = answer_file(engine, source, output, sampling, seed, Console(stderr=True))
+    said = f"{output}: {tally.written} answered" + (f", {tally.kept} were there" if tally.kept else "")
+    if tally.bad:
+        shown = ", ".join(map(str, tally.bad[:MOST_NAMED])) + (", ..." if len(tally.bad) > MOST_NAMED else "")
+        raise ValueError(
+            f"{said}; left out {len(tally.bad)} of {source}, line {shown}: mend them and repeat the command"
+        )
+    return said
 
 
 def open_speaker(run: Run) -> Speaker:
