@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -57,7 +58,7 @@ def examine_r1(config: Config, run: Run, exam: Exam, console: Console) -> Path:
         sampling = choose(SamplingConfig(), own)
         records[benchmark.name] = _sit(engine, file, asked, sampling, drawn, ks, config.seed, console)
         console.print(f"[bold]{benchmark.name}[/bold]  {describe_scores(records[benchmark.name])}", highlight=False)
-    console.print(published_table(records, engine.speaker.name))
+    console.print(published_table(records))
     for line in published_notes(records):
         console.print(line, highlight=False, style="dim")
     return _keep(run, exam, "r1", {"evaluation": "r1", "benchmarks": records}, engine)
@@ -74,11 +75,11 @@ def describe_scores(record: Mapping[str, Any]) -> str:
     return ", ".join([*parts, asked, faults, f"{record['seconds']:.0f} s"])
 
 
-def published_table(records: Mapping[str, Record], model: str) -> Table:
+def published_table(records: Mapping[str, Record]) -> Table:
     """This model's scores beside those in print, in percent."""
-    table = Table(title="Scores in percent; the others as published, not measured here")
-    table.add_column("benchmark")
-    for name in (model, *(published.model for published in r1.PUBLISHED)):
+    table = Table(title="Scores in percent; all but the first as published, not measured here", box=SIMPLE)
+    table.add_column("benchmark", no_wrap=True)
+    for name in ("this model", *(published.model for published in r1.PUBLISHED)):
         table.add_column(name, justify="right")
     for place, (benchmark, measure) in enumerate(r1.ROWS):
         own = _own_score(records.get(benchmark.name), measure)
