@@ -37,16 +37,17 @@ class ChatTemplate:
         }
         return cls(source, tokens) if isinstance(source, str) else None
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for the model's next turn. Raises ValueError where the template refuses the messages.
+    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt for the model's next turn, or the dialogue alone.
 
+        Raises ValueError where the template refuses the messages.
         Templates are other people's programs: they run in a sandbox that reads nothing but what it is given.
         """
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.filters["tojson"] = _to_json
         try:
             template = environment.from_string(self.source, {"raise_exception": _refuse, "strftime_now": _now})
-            return template.render(messages=messages, add_generation_prompt=True, **self.tokens)
+            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self.tokens)
         except TemplateError as error:
             raise ValueError(f"the model's chat template cannot put these messages ({error})") from error
 
