@@ -139,14 +139,17 @@ def evaluate(run: RunDir, config: Fields, exam: Asked, toml: Toml = None) -> Non
 
     Sampled and greedy accuracy with 95 % intervals, beside random legal play; with --eval.k also pass@k and the
     majority vote of k answers. --questions asks a file of your own, and --suite r1 the benchmarks of R1, sampled as
-    they were and set beside the published scores; answers there are matched by value. The config is the run's own;
-    flags, most of them under --eval and --task, lay others over it.
+    they were and set beside the published scores; answers there are matched by value. --lm_eval runs tasks of
+    EleutherAI's harness (pip install 'fathomlm[eval]'). The config is the run's own; flags, most of them under --eval
+    and --task, lay others over it.
 
     Example: fathom eval runs/laptop --eval.problems 200 --eval.samples 8 --eval.k 1 4 8
 
     Example: fathom eval models/qwen --questions gsm8k.jsonl --samples 4 --max_tokens 1024
 
     Example: fathom eval models/r1-distill --suite r1 --aime aime_2024.jsonl --math_500 math_500.jsonl
+
+    Example: fathom eval models/qwen --lm_eval arc_easy gsm8k --limit 100
     """
     from fathom.chain import verbs
 

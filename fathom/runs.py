@@ -152,7 +152,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line of JSON to a file, whole or not at all; a torn last line goes, and infinities become null."""
-    line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with _full_disk_explained(path), open(path, "ab+", buffering=0) as file:
         end = _drop_torn_line(file)
@@ -163,6 +163,17 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
             with suppress(OSError):
                 file.truncate(end)
             raise
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for every number that JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in cast(Sequence[Any], value)]
+    return value
 
 
 def describe_machine() -> dict[str, Any]:
@@ -230,17 +241,6 @@ def _parse(path: Path, content: bytes) -> Iterator[tuple[bytes, Record]]:
         if not isinstance(record, dict) or "stage" not in record:
             raise ValueError(f"{path} line {number} is no record of a stage; delete that line and try again")
         yield line, cast(Record, record)
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null for every number JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in cast(Mapping[str, Any], value).items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in cast(Sequence[Any], value)]
-    return value
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from fathom.eval.exam import Exam
 from fathom.eval.questions import Question, read_questions
 from fathom.eval.scores import require_samples
 from fathom.infer.offline import Engine, choose
-from fathom.runs import Record, Run, describe_commit, describe_machine, write_whole
+from fathom.runs import Record, Run, describe_commit, describe_machine, finite, write_whole
 
 
 def examine(config: Config, run: Run, exam: Exam, console: Console) -> Path:
@@ -31,8 +31,17 @@ def examine(config: Config, run: Run, exam: Exam, console: Console) -> Path:
     """
     if exam.suite:
         return examine_r1(config, run, exam, console)
+    if exam.lm_eval:
+        from fathom.eval.harness import run_tasks  # an optional package
+
+        engine = Engine(open_speaker(run), rows=config.eval.rows)
+        tasks = run_tasks(engine, exam.lm_eval, exam.lm_eval_path, exam.few_shot, exam.limit, config.seed)
+        console.print(tasks.table, highlight=False, markup=False)
+        return _keep(run, exam, "lm_eval", {"evaluation": "lm_eval", **tasks.record}, engine)
     if exam.questions is None:
-        raise ValueError(f"{run.path} is a checkpoint without a task of its own; add --questions FILE or --suite r1")
+        raise ValueError(
+            f"{run.path} is a checkpoint without a task of its own; add --questions FILE, --suite r1 or --lm_eval TASK"
+        )
     questions, samples = read_questions(exam.questions), exam.samples or config.eval.samples
     require_samples(config.eval.k, samples)
     engine = Engine(open_speaker(run), rows=config.eval.rows)
@@ -158,5 +167,5 @@ def _keep(run: Run, exam: Exam, name: str, record: Record, engine: Engine) -> Pa
     kept = {**record, "model": engine.speaker.name, "commit": describe_commit(), "machine": describe_machine()}
     folder = Path() if holds_weights(run.path) else run.path  # a checkpoint's directory is for its weights
     path = exam.output or folder / f"eval_{name}.json"
-    write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(finite(kept), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n")
     return path

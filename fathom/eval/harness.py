@@ -6,6 +6,7 @@ lm_eval.simple_evaluate(FathomLM("models/qwen"), tasks=["arc_easy"])
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from fathom.text.template import ChatTemplate
 try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
 except ImportError as error:
     raise ValueError("tasks of lm-eval need the extra `eval`: pip install 'fathomlm[eval]'") from error
 
@@ -178,3 +182,26 @@ def cut_at(text: str, stops: Sequence[str]) -> str:
     for stop in filter(None, stops):
         text = text.partition(stop)[0]
     return text
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the harness found."""
+
+    table: str  # its own, in Markdown
+    record: dict[str, Any]  # results, versions and few-shot counts by task
+
+
+def run_tasks(
+    engine: Engine, tasks: Sequence[str], path: Path | None, few_shot: int | None, limit: int | None, seed: int
+) -> Outcome:
+    """Run tasks of the harness, and of the directory `path`. Raises ValueError for a task that it does not know."""
+    manager = TaskManager(include_path=None if path is None else str(path))
+    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    if unknown:
+        raise ValueError(f"lm-eval has no task {unknown[0]!r}; `lm_eval ls tasks` lists those there are")
+    found = simple_evaluate(
+        FathomLM(engine, seed=seed), tasks=list(tasks), num_fewshot=few_shot, limit=limit, task_manager=manager
+    )
+    kept = {name: found.get(name) for name in ("results", "versions", "n-shot", "n-samples")}
+    return Outcome(make_table(found), kept)

@@ -1,5 +1,6 @@
 """Questions from files, put to a model that knows one reply by heart."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_checkpoint_alone_can_be_examined(trained: Run, tmp_path: Path, capsys
     words = f"{tmp_path / 'hub'} --questions {file} --temperature 0 --output {tmp_path / 'out'}"
     assert said_and_kept(words.split(), tmp_path / "out", capsys)[1]["accuracy"] == 1.0
     assert main(["eval", str(tmp_path / "hub")]) == 2
-    assert "without a task of its own; add --questions FILE or --suite r1" in capsys.readouterr().err
+    assert "without a task of its own; add --questions FILE, --suite r1 or --lm_eval TASK" in capsys.readouterr().err
 
 
 def test_the_suite_stands_beside_the_published_scores(
@@ -119,12 +120,14 @@ def test_every_published_row_is_complete() -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("--temperature 0.5", "--temperature belongs to --questions or --suite"),
-        ("--output x", "--output belongs to --questions or --suite"),
+        ("--temperature 0.5", "--temperature belongs to --questions, --suite or --lm_eval"),
+        ("--output x", "--output belongs to --questions, --suite"),
         ("--aime x", "--aime belongs to a suite; add --suite r1"),
         ("--suite r1", "give one or more of --aime, --math_500, --gpqa"),
-        ("--suite r1 --questions x --aime x", "--questions and --suite are two evaluations"),
+        ("--suite r1 --questions x --aime x", "are evaluations of their own"),
         ("--questions absent.jsonl", "there is no file absent.jsonl"),
+        ("--limit 3", "--limit belongs to --lm_eval"),
+        ("--lm_eval arc_easy --temperature 1", "bring their own sampling"),
         ("--samples 0 --questions x", "samples=0 asks for no answer"),
         ("--eval.k 0", "eval.k=0 is not above zero"),
         ("--eval.k 3", "eval.k=3 exceeds the 2 answers to each question"),
@@ -164,3 +167,29 @@ def test_a_runs_own_task_gets_votes_and_pass_at_k(run: Run, capsys: pytest.Captu
     assert {name: score[name] for name in plain} == plain
     assert before["score"]["answers"] == 16
     assert "pass@4 (" in capsys.readouterr().out
+
+
+def test_tasks_of_the_harness(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "data.jsonl", {"question": QUESTION, "reply": ANSWER}, {"question": QUESTION, "reply": "9"})
+    (tmp_path / "mine.yaml").write_text(
+        f"""
+task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["8", "9"]
+doc_to_target: 0
+metric_list: [{{metric: acc}}]
+"""
+    )
+    output = tmp_path / "out.json"
+    words = f"eval {trained.path} --lm_eval mine --lm_eval_path {tmp_path} --limit 2 --output {output}".split()
+    if importlib.util.find_spec("lm_eval") is None:
+        assert main(words) == 2
+        assert "need the extra `eval`: pip install 'fathomlm[eval]'" in capsys.readouterr().err
+        return
+    assert main(words) == 0
+    assert "|mine|" in capsys.readouterr().out
+    assert json.loads(output.read_text())["results"]["mine"]["acc,none"] in (0.0, 1.0)

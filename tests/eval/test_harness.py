@@ -12,7 +12,7 @@ from fathom.infer.offline import Engine
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
-from fathom.eval.harness import FathomLM, cut_at, sampling_of, stop_texts  # noqa: E402
+from fathom.eval.harness import FathomLM, cut_at, run_tasks, sampling_of, stop_texts  # noqa: E402
 
 CHOICES = """
 task: tiny_choices
@@ -138,7 +138,7 @@ def test_the_harness_runs_local_tasks(model: FathomLM, tmp_path: Path) -> None:
         model, tasks=["tiny_choices", "tiny_replies", "tiny_texts"], task_manager=manager, bootstrap_iters=0
     )["results"]
     scores = [
-        [model.loglikelihood([Asked((q, choice))], disable_tqdm=True)[0][0] for choice in c]
+        [model.loglikelihood([Asked((q, " " + choice))], disable_tqdm=True)[0][0] for choice in c]
         for q, c in zip(questions, choices, strict=True)
     ]
     picked = [row.index(max(row)) for row in scores]
@@ -146,3 +146,9 @@ def test_the_harness_runs_local_tasks(model: FathomLM, tmp_path: Path) -> None:
     assert found["tiny_replies"]["exact_match,none"] == 0.75
     total = sum(model.loglikelihood_rolling([Asked((question,)) for question in questions]))
     assert found["tiny_texts"]["bits_per_byte,none"] == pytest.approx(-total / 16 / 0.6931471805599453)
+    outcome = run_tasks(model.engine, ["tiny_choices"], tmp_path, None, 2, 0)
+    assert outcome.record["n-samples"]["tiny_choices"] == {"original": 4, "effective": 2}
+    assert "|tiny_choices|" in outcome.table
+    json.dumps(outcome.record, allow_nan=False)
+    with pytest.raises(ValueError, match="lm-eval has no task 'no_such_task'"):
+        run_tasks(model.engine, ["no_such_task"], tmp_path, None, None, 0)
