@@ -191,5 +191,5 @@ metric_list: [{{metric: acc}}]
         assert "need the extra `eval`: pip install 'fathomlm[eval]'" in capsys.readouterr().err
         return
     assert main(words) == 0
-    assert "|mine|" in capsys.readouterr().out
+    assert "|mine " in capsys.readouterr().out
     assert json.loads(output.read_text())["results"]["mine"]["acc,none"] in (0.0, 1.0)
