@@ -21,6 +21,7 @@ from tyro.conf import Positional, arg
 from fathom import __version__
 from fathom.config import Config, SamplingConfig
 from fathom.config.load import load_config, read_toml
+from fathom.eval.exam import Exam
 from fathom.plan.question import Question
 from fathom.presets import preset
 from fathom.runs import Run
@@ -28,7 +29,8 @@ from fathom.runs import Run
 # Fields of a config are flags of their own: --grpo.steps, --model.attention.kind.
 Fields = Annotated[Config, arg(name="")]
 Sampling = Annotated[SamplingConfig, arg(name="")]
-Asked = Annotated[Question, arg(name="")]
+Planned = Annotated[Question, arg(name="")]
+Asked = Annotated[Exam, arg(name="")]
 Toml = Annotated[Path | None, arg(name="config", help="TOML file; its tables are the sections below, and flags win")]
 Out = Annotated[Path | None, arg(help="run directory, begun or to begin (runs/PRESET unless given)")]
 Resume = Annotated[bool, arg(help="continue from the newest checkpoint of this stage")]
@@ -60,7 +62,7 @@ def run(
 
 def plan(
     config: Fields,
-    question: Asked,
+    question: Planned,
     toml: Toml = None,
     out: Annotated[Path | None, arg(help="run directory that keeps the prediction, for --compare")] = None,
 ) -> None:
@@ -132,37 +134,63 @@ def grpo(config: Fields, toml: Toml = None, out: Out = None, resume: Resume = Fa
     verbs.grpo(config, Run(out or _default_out(config)), resume)
 
 
-def evaluate(run: RunDir, config: Fields, toml: Toml = None) -> None:
-    """Score a run's newest model on held-out problems.
+def evaluate(run: RunDir, config: Fields, exam: Asked, toml: Toml = None) -> None:
+    """Score a run's newest model on held-out problems, or any model on questions from files.
 
-    Sampled and greedy accuracy with 95 % intervals, beside random legal play. The config is the run's own; flags,
-    most of them under --eval and --task, lay others over it.
+    Sampled and greedy accuracy with 95 % intervals, beside random legal play; with --eval.k also pass@k and the
+    majority vote of k answers. --questions asks a file of your own, and --suite r1 the benchmarks of R1, sampled as
+    they were and set beside the published scores; answers there are matched by value. --lm_eval runs tasks of
+    EleutherAI's harness (pip install 'fathomlm[eval]'). The config is the run's own; flags, most of them under --eval
+    and --task, lay others over it.
 
-    Example: fathom eval runs/laptop --eval.problems 200
+    Example: fathom eval runs/laptop --eval.problems 200 --eval.samples 8 --eval.k 1 4 8
+
+    Example: fathom eval models/qwen --questions gsm8k.jsonl --samples 4 --max_tokens 1024
+
+    Example: fathom eval models/r1-distill --suite r1 --aime aime_2024.jsonl --math_500 math_500.jsonl
+
+    Example: fathom eval models/qwen --lm_eval arc_easy gsm8k --limit 100
     """
     from fathom.chain import verbs
 
-    verbs.evaluate(config, Run(run))
+    verbs.evaluate(config, Run(run), exam)
 
 
 def generate(
     run: RunDir,
     prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT", help="questions, such as 8,2,4:10")],
     sampling: Sampling,
+    lines: Annotated[
+        Path | None,
+        arg(name="input", help="JSONL file of prompts: prompt or messages; id, n, seed and sampling if wanted"),
+    ] = None,
+    output: Annotated[Path | None, arg(help="JSONL file for the answers to --input; one that is begun goes on")] = None,
+    n: Annotated[int | None, arg(help="replies to each prompt (1); in a file it is a field of the line")] = None,
+    seed: Annotated[
+        int | None, arg(help="fixes the replies; 0 for a file unless given, else a new one each time")
+    ] = None,
 ) -> None:
-    """Answer one or more prompts.
+    """Answer prompts, from the command line or from a file.
 
-    Prints one reply a prompt, thinking included. The sampling is that of the run's GRPO unless flags say otherwise;
-    --temperature 0 takes the likeliest token.
+    Prints one reply a prompt, thinking included. With --input and --output it answers a file, one JSON object a line,
+    and adds each answer as it finishes; given again it goes on, and ids that are answered are passed over. The
+    sampling is that of the run's GRPO unless flags or lines say otherwise; --temperature 0 takes the likeliest token.
 
     Example: fathom generate runs/laptop 8,2,4:10 3,9,5:11 --temperature 0
+
+    Example: fathom generate runs/laptop --input questions.jsonl --output answers.jsonl
     """
-    if not prompts:
-        raise ValueError("there is no prompt; give one or more: fathom generate RUN 8,2,4:10")
+    if bool(lines) != bool(output) or bool(lines) == bool(prompts):
+        raise ValueError("give one or more prompts, fathom generate RUN 8,2,4:10, or both --input and --output")
     from fathom.chain import talk
 
-    for reply in talk.generate(Run(run), prompts, sampling):
-        print(reply, flush=True)
+    if lines and output:
+        if n is not None:
+            raise ValueError("--n does not go with --input; write the field n into the lines that want it")
+        print(talk.generate_file(Run(run), lines, output, sampling, seed or 0))
+    else:
+        for reply in talk.generate(Run(run), prompts, sampling, 1 if n is None else n, seed):
+            print(reply, flush=True)
 
 
 def chat(run: RunDir, sampling: Sampling) -> None:
@@ -326,12 +354,14 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
         raise ValueError(f"give the {first} right after the verb: fathom {verb} {first} [FLAGS]")
     if _value_of(flags, "preset"):
         raise ValueError(f"--preset does not go with fathom {verb}, whose config follows from {flags[0]}; leave it out")
-    if verb in ("generate", "chat") and not wants_help and _is_checkpoint(Path(flags[0])):
-        return {"sampling": SamplingConfig()}  # weights alone: there is no run whose config could say more
+    if verb != "run" and not wants_help and _is_checkpoint(Path(flags[0])):  # there is no run whose config says more
+        config = load_config(Config(), Path(toml) if toml else None)
+        return {"config": config, "exam": Exam()} if verb == "eval" else {"sampling": SamplingConfig()}
     base = preset("laptop") if wants_help else preset(flags[0]) if verb == "run" else Run(flags[0]).config
     if verb in ("generate", "chat"):
         return {"sampling": base.grpo.sampling}
-    return {"config": load_config(base, Path(toml) if toml else None)}
+    config = {"config": load_config(base, Path(toml) if toml else None)}
+    return config | {"exam": Exam()} if verb == "eval" else config
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -381,6 +411,8 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
             return 130, f"interrupted; the run can be resumed with `fathom {shlex.join(again)}`"
         case KeyboardInterrupt() if verb == "run":
             return 130, f"interrupted; the run can be resumed with the same command, `fathom {shlex.join(args)}`"
+        case KeyboardInterrupt() if verb == "generate" and _value_of(args, "input"):
+            return 130, f"interrupted; the same command goes on with the lines left, `fathom {shlex.join(args)}`"
         case KeyboardInterrupt():
             return 130, "interrupted"
         case ValueError():

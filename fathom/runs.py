@@ -73,7 +73,7 @@ class Run:
 
     def append_metrics(self, stage: str, step: int, **values: Any) -> None:
         """Add the line of one step; a number that is not finite is kept as null."""
-        _append(self.path / "metrics.jsonl", {"stage": stage, "step": step, **values})
+        append_record(self.path / "metrics.jsonl", {"stage": stage, "step": step, **values})
 
     def read_metrics(self, stage: str | None = None) -> list[Record]:
         """The lines of `stage`, or of all stages, in the order written."""
@@ -91,7 +91,7 @@ class Run:
     ) -> None:
         """Keep one answer as an example: `reply` is the model's text, `thinking` and `answer` its parts."""
         sample = {"question": question, "thinking": thinking, "answer": answer, "correct": correct, "reply": reply}
-        _append(self.path / "samples.jsonl", {"stage": stage, **sample, **more})
+        append_record(self.path / "samples.jsonl", {"stage": stage, **sample, **more})
 
     def read_samples(self, stage: str | None = None) -> list[Record]:
         """The examples of `stage`, or of all stages, in the order written."""
@@ -103,7 +103,7 @@ class Run:
 
     def append_ledger(self, stage: str, **values: Any) -> None:
         """Book a finished stage: what went in, what came out, what it cost."""
-        _append(self.path / "ledger.jsonl", {"stage": stage, **values})
+        append_record(self.path / "ledger.jsonl", {"stage": stage, **values})
 
     def read_ledger(self, stage: str | None = None) -> list[Record]:
         """The ledger lines of `stage`, or of all stages, in the order written."""
@@ -150,6 +150,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
             draft.unlink(missing_ok=True)
 
 
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a file, whole or not at all; a torn last line goes, and infinities become null."""
+    line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _full_disk_explained(path), open(path, "ab+", buffering=0) as file:
+        end = _drop_torn_line(file)
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, "short write")
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for every number that JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in cast(Sequence[Any], value)]
+    return value
+
+
 def describe_machine() -> dict[str, Any]:
     """The machine this process runs on, as a ledger line keeps it."""
     return {
@@ -172,20 +198,6 @@ def describe_commit() -> str | None:
     commit = _answer_of(*git, "rev-parse", "HEAD")
     changed = _answer_of(*git, "status", "--porcelain", "--untracked-files=no")
     return (f"{commit}-dirty" if changed else commit) or None
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _full_disk_explained(path), open(path, "ab+", buffering=0) as file:
-        end = _drop_torn_line(file)
-        try:
-            if file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, "short write")
-        except OSError:
-            with suppress(OSError):
-                file.truncate(end)
-            raise
 
 
 def _drop_torn_line(file: BinaryIO) -> int:
@@ -229,17 +241,6 @@ def _parse(path: Path, content: bytes) -> Iterator[tuple[bytes, Record]]:
         if not isinstance(record, dict) or "stage" not in record:
             raise ValueError(f"{path} line {number} is no record of a stage; delete that line and try again")
         yield line, cast(Record, record)
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null for every number JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in cast(Mapping[str, Any], value).items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in cast(Sequence[Any], value)]
-    return value
 
 
 @contextmanager

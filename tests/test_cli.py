@@ -214,4 +214,4 @@ def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
 def test_generate_wants_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Run(tmp_path).write_config(Config())
     assert main(["generate", str(tmp_path), "--temperature", "0"]) == 2
-    assert "give one or more" in capsys.readouterr().err
+    assert "give one or more prompts" in capsys.readouterr().err

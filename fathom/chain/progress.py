@@ -50,6 +50,8 @@ def describe_stage(record: Record) -> str:
     if "sampled" in score:
         low, high = score["sampled_low"], score["sampled_high"]
         parts.append(f"{score['sampled']:.1%} sampled ({low:.1%} to {high:.1%}), {score['greedy']:.1%} greedy")
+    for name in (name for name in score if name.startswith(("pass@", "maj@")) and "_" not in name):
+        parts.append(f"{score[name]:.1%} {name} ({score[f'{name}_low']:.1%} to {score[f'{name}_high']:.1%})")
     if "solved" in score:
         parts.append(f"{score['solved']:.1%} solved in {score['tries']:.2f} tries")
     if "acceptance" in score:

@@ -13,7 +13,8 @@ from fathom.chain.data import open_text, prepare_text, solved_path, solved_probl
 from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
 from fathom.checkpoint.state import checkpoint_path, list_checkpoints, load_weights, weights_hash
 from fathom.config import Config, TrainConfig
-from fathom.eval.suite import Answer, evaluate, random_play
+from fathom.eval.scores import require_samples, score_at
+from fathom.eval.suite import Answer, evaluate, random_play, tried
 from fathom.infer.speculate import speculate_greedy
 from fathom.model import Transformer
 from fathom.parallel.world import World
@@ -183,6 +184,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
 
 def evaluation(world: World, config: Config, run: Run, name: str, source: str) -> Record:
     """Accuracy of stage `source` on held-out problems, and a few of its answers as examples."""
+    require_samples(config.eval.k, config.eval.samples)
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -195,7 +197,7 @@ def evaluation(world: World, config: Config, run: Run, name: str, source: str) -
         if world.is_main:
             keep_examples(run, name, answers)
         return {
-            "score": score.as_record(),
+            "score": score.as_record() | score_at(tried(answers), config.eval.k),
             "tokens": int(score.mean_length * score.answers),
             "data_hash": problems_hash(problems),
             "weights_hash": weights_hash(model),

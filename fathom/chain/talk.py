@@ -3,40 +3,62 @@
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
+from fathom.chain.batch import answer_file
 from fathom.chain.introduction import introduce
 from fathom.chain.puzzle import explain, read_problem, warn
-from fathom.chain.speaker import Speaker, speaker_of_checkpoint, speaker_of_run
 from fathom.checkpoint.find import holds_weights
 from fathom.config import Config, SamplingConfig
-from fathom.infer import Engine
-from fathom.parallel.world import launch
+from fathom.infer import Engine, offline
+from fathom.infer.speaker import Speaker, load_speaker
+from fathom.parallel.world import World, launch
 from fathom.runs import Run
 from fathom.tasks import Problem, build
-from fathom.text.chat import ANSWER, ANSWER_END, THINK, THINK_END, parse_reply
+from fathom.text.chat import ANSWER, ANSWER_END, THINK_END, parse_reply
 
 ROWS = 256  # replies written together
+MOST_NAMED = 10  # bad lines spelled out
 OFFERS = 3
 INDENT = "  "
 LABEL = 10  # columns of the words in front of thinking and answer
 
 
-def generate(run: Run, prompts: Sequence[str], sampling: SamplingConfig) -> Iterator[str]:
-    """The reply to each prompt, in their order, thinking included.
+def generate(
+    run: Run, prompts: Sequence[str], sampling: SamplingConfig, n: int = 1, seed: int | None = None
+) -> Iterator[str]:
+    """`n` replies to each prompt, in their order, thinking included.
 
     `run` may also be the directory of a checkpoint with a tokenizer. Models that know Fathom's chat template are
     asked in it; others continue the prompt as plain text.
     """
-    if holds_weights(run.path):
-        speaker = launch(1, "auto", speaker_of_checkpoint, run.path)
-    else:
-        speaker = launch(1, run.config.device, speaker_of_run, run)
-    engine = Engine(speaker.model, rows=min(ROWS, max(1, len(prompts))))
-    for pieces in engine.generate(speaker.ask(prompt, sampling) for prompt in prompts):
-        reply = speaker.read(pieces[0].tokens)
-        yield THINK + reply if speaker.uses_template else reply  # the template has opened the thinking
+    engine = offline.Engine(open_speaker(run), rows=min(ROWS, max(1, n * len(prompts))))
+    for replies in engine.generate(prompts, n=n, seed=seed, **vars(sampling)):
+        yield from (reply.text for reply in replies)
+
+
+def generate_file(run: Run, source: Path, output: Path, sampling: SamplingConfig, seed: int) -> str:
+    """Answer a file of prompts into another; what to say of it. Raises ValueError if a line had to be left out."""
+    engine = offline.Engine(open_speaker(run), rows=ROWS)
+    tally = answer_file(engine, source, output, sampling, seed, Console(stderr=True))
+    said = f"{output}: {tally.written} answered" + (f", {tally.kept} were there" if tally.kept else "")
+    if tally.bad:
+        shown = ", ".join(map(str, tally.bad[:MOST_NAMED])) + (", ..." if len(tally.bad) > MOST_NAMED else "")
+        raise ValueError(
+            f"{said}; left out {len(tally.bad)} of {source}, line {shown}: mend them and repeat the command"
+        )
+    return said
+
+
+def open_speaker(run: Run) -> Speaker:
+    """The newest model of a run, or of the checkpoint whose directory `run` names, on the run's device."""
+
+    def load(world: World) -> Speaker:
+        return load_speaker(run.path, world.device)
+
+    return launch(1, "auto" if holds_weights(run.path) else run.config.device, load)
 
 
 def chat(run: Run, sampling: SamplingConfig) -> None:
@@ -47,7 +69,7 @@ def chat(run: Run, sampling: SamplingConfig) -> None:
             f"ask it with `fathom generate {run.path} PROMPT`, or chat with the run that made it"
         )
     config = run.config
-    speaker = launch(1, config.device, speaker_of_run, run)
+    speaker = open_speaker(run)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(introduce(run))
     Conversation(console, config, speaker, sampling).hold()

@@ -1,15 +1,21 @@
 """One stage at a time, as the command line asks for it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
 
 from fathom.chain import stages
+from fathom.chain.examine import examine
 from fathom.chain.progress import describe_stage, progress
 from fathom.chain.stage import Record
+from fathom.checkpoint.find import holds_weights
 from fathom.checkpoint.state import list_checkpoints
 from fathom.config import Config
+from fathom.eval.exam import Exam
+from fathom.eval.scores import require_samples
+from fathom.infer.speaker import newest_stage
 from fathom.parallel.world import World, launch
 from fathom.runs import Run
 from fathom.train.loop import Notify
@@ -53,8 +59,15 @@ def grpo(config: Config, run: Run, resume: bool) -> None:
     run_alone("grpo", config, run, config.grpo.steps)
 
 
-def evaluate(config: Config, run: Run) -> None:
-    """Score the newest model of the run on held-out problems, and random play beside it."""
+def evaluate(config: Config, run: Run, exam: Exam) -> None:
+    """Score the newest model of the run on held-out problems, with random play beside it, or on questions of files."""
+    if exam.asks_files or holds_weights(run.path):
+        console = Console()
+        console.print(f"Answers: {examine(config, run, exam, console)}", highlight=False, soft_wrap=True)
+        return
+    if exam.samples:
+        config = replace(config, eval=replace(config.eval, samples=exam.samples))
+    require_samples(config.eval.k, config.eval.samples)
     run_alone("evaluation", config, run, keep_config=False)
     run_alone("control: random play", config, run, keep_config=False)
 
@@ -89,14 +102,6 @@ def require_resume(run: Run, stage: str, resume: bool) -> None:
             f"{run.path} holds {stage} up to {checkpoints[-1].name}; add --resume to go on with it, "
             "or name another directory with --out"
         )
-
-
-def newest_stage(run: Run) -> str:
-    """The last trained stage of the run."""
-    for stage in ("grpo", "sft", "pretrain"):
-        if run.read_ledger(stage):
-            return stage
-    raise ValueError(f"{run.path} holds no trained model; run `fathom run laptop --out {run.path}` first")
 
 
 def evaluation_name(run: Run) -> str:

@@ -36,9 +36,12 @@ class EvalConfig:
     problems: int = 500
     samples: int = 2  # sampled answers per problem, beside one greedy answer
     rows: int = 256  # sequences decoded together
+    k: tuple[int, ...] = ()  # report pass@k and the majority vote of k answers for these k, each at most samples
 
     def __post_init__(self) -> None:
         require_positive("eval", problems=self.problems, samples=self.samples, rows=self.rows)
+        for k in self.k:
+            require_positive("eval", k=k)
 
 
 @dataclass(frozen=True, kw_only=True)

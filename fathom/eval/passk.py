@@ -1,6 +1,7 @@
 """Scores of sampled answers, each with how far it can be trusted."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -73,3 +74,35 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} cannot be had from {samples} samples; draw at least {k}, and k at least 1")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def majority_at_k(answers: Sequence[str | None], correct: Sequence[float | int], k: int) -> float:
+    """How often the commonest of k answers to a problem is right: cons@k, or maj@k.
+
+    Equal answers are equal strings; None votes for nothing, and k Nones are wrong. Of several that are commonest one
+    wins by lot. The vote is held in every whole group of k successive answers, which estimates without bias. Raises
+    ValueError unless 1 <= k <= answers.
+    """
+    if not 1 <= k <= len(answers):
+        raise ValueError(f"maj@{k} cannot be had from {len(answers)} samples; draw at least {k}, and k at least 1")
+    starts = range(0, len(answers) - k + 1, k)
+    return math.fsum(_vote(answers[at : at + k], correct[at : at + k]) for at in starts) / len(starts)
+
+
+def _vote(answers: Sequence[str | None], correct: Sequence[float | int]) -> float:
+    """The chance that the winner of a vote is right."""
+    scores: dict[str, list[float | int]] = defaultdict(list)
+    for answer, score in zip(answers, correct, strict=True):
+        if answer is not None:
+            scores[answer].append(score)
+    most = max(map(len, scores.values()), default=0)
+    leaders = [math.fsum(found) / most for found in scores.values() if len(found) == most]
+    return math.fsum(leaders) / len(leaders) if leaders else 0.0
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, Interval]:
+    """Mean of one value per problem in [0, 1] and its 95 % interval: Wilson's where all are 0 or 1."""
+    mean = math.fsum(values) / len(values)
+    if all(value in (0.0, 1.0) for value in values):
+        return mean, wilson(round(math.fsum(values)), len(values))
+    return mean, clustered_mean([[value] for value in values]).interval

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, replace
 
 from fathom.config import EvalConfig, SamplingConfig
 from fathom.eval.passk import clustered_mean, wilson
+from fathom.eval.scores import Tried
 from fathom.infer.engine import Engine
 from fathom.infer.request import Request
 from fathom.model import Transformer
 from fathom.parallel.world import World
 from fathom.tasks import Countdown, GradingError, Problem, Task
 from fathom.tasks.countdown import count_tries
+from fathom.text.answer import canonical
 from fathom.text.chat import parse_reply, render_prompt
 from fathom.text.tokenizer import Tokenizer
 
@@ -133,6 +135,23 @@ def score_answers(answers: Sequence[Answer]) -> Score:
         mean_tries=sum(count_tries(parse_reply(a.reply).thinking) for a in sampled) / len(sampled),
         mean_length=sum(a.length for a in sampled) / len(sampled),
     )
+
+
+def tried(answers: Sequence[Answer]) -> list[Tried]:
+    """The sampled answers by problem, for votes and pass@k; the same expression in other spacing is the same answer."""
+    clusters: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        if not answer.greedy:
+            clusters[answer.problem.key].append(answer)
+    return [
+        Tried([_vote(each.reply) for each in cluster], [each.correct for each in cluster])
+        for cluster in clusters.values()
+    ]
+
+
+def _vote(reply: str) -> str | None:
+    answer = parse_reply(reply).answer
+    return None if answer is None else canonical(answer)
 
 
 def random_play(

@@ -5,6 +5,7 @@ THINKING</think><answer>ANSWER</answer><|eos|>     the reply
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fathom.text.special import (
@@ -40,6 +41,7 @@ __all__ = [
     "USER",
     "Reply",
     "parse_reply",
+    "render_dialogue",
     "render_prompt",
     "render_reply",
 ]
@@ -66,6 +68,39 @@ def render_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
 def render_reply(tokenizer: Tokenizer, reply: str) -> list[int]:
     """Ids of `THINKING</think><answer>ANSWER</answer>` and the end of the reply."""
     return [*tokenizer.encode_template(reply), tokenizer.eos_id]
+
+
+def render_dialogue(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Ids of a dialogue that ends with the user's turn, and of the opened thinking.
+
+    A message has `role`, user or assistant in turns, and `content`. What an assistant said is taken apart as a reply;
+    where it is none, and in all the user says, special tokens spelled out stay text. Raises ValueError for other roles
+    and orders.
+    """
+    roles = [message["role"] for message in messages]
+    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        raise ValueError(
+            f"the roles of messages are {', '.join(roles) or 'none'}, but this model knows user and assistant "
+            "in turns, the user first and last"
+        )
+    ids = [tokenizer.bos_id]
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "user":
+            ids += [tokenizer.id_of(USER), *tokenizer.encode(content)]
+        else:
+            ids += [tokenizer.id_of(ASSISTANT), tokenizer.id_of(THINK)]
+            ids += [*_said(tokenizer, content.removeprefix(THINK)), tokenizer.eos_id]
+    return [*ids, tokenizer.id_of(ASSISTANT), tokenizer.id_of(THINK)]
+
+
+def _said(tokenizer: Tokenizer, content: str) -> list[int]:
+    """An earlier reply; only the three tags of a well-formed one count as such."""
+    reply = parse_reply(content)
+    if not reply.well_formed or reply.answer is None:
+        return tokenizer.encode(content)
+    close, opening, end = (tokenizer.id_of(tag) for tag in (THINK_END, ANSWER, ANSWER_END))
+    return [*tokenizer.encode(reply.thinking), close, opening, *tokenizer.encode(reply.answer), end]
 
 
 def parse_reply(text: str) -> Reply:

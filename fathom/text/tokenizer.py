@@ -95,9 +95,12 @@ class Tokenizer:
         """`encode` for many texts at once, on all cores."""
         return _encode(self._plain, texts)
 
-    def encode_template(self, text: str) -> list[int]:
-        """Ids of `text`, in which special tokens are meant as such. Never give it a user's words."""
-        return _encode(self._template, [text])[0]
+    def encode_template(self, text: str, whole: bool = False) -> list[int]:
+        """Ids of `text`, in which special tokens are meant as such. Never give it a user's words.
+
+        `whole` text has its begin-of-sequence token already, which some published tokenizers would add.
+        """
+        return _encode(self._template, [text], add_special_tokens=not whole)[0]
 
     def decode(self, ids: Sequence[int] | Integer[np.ndarray, " T"], skip_special: bool = False) -> str:
         """Text of `ids`; bytes that form no character become U+FFFD."""
@@ -169,9 +172,9 @@ class TokenStream:
         return self._encoder.decode(held, skip_special_tokens=self._skip_special)
 
 
-def _encode(encoder: BytePairEncoder, texts: Sequence[str]) -> list[list[int]]:
+def _encode(encoder: BytePairEncoder, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
     try:
-        return [encoding.ids for encoding in encoder.encode_batch_fast(texts)]
+        return [encoding.ids for encoding in encoder.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
     except TypeError as error:
         raise ValueError("a text holds half of a surrogate pair, which is no character; remove it") from error
 

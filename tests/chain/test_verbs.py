@@ -7,6 +7,7 @@ import pytest
 
 from fathom.chain import verbs
 from fathom.config import Config
+from fathom.eval.exam import Exam
 from fathom.runs import Run
 
 
@@ -26,10 +27,10 @@ def pretrained(quick: Config, tmp_path: Path) -> Run:
 def test_the_verbs_in_order_are_the_chain(quick: Config, pretrained: Run, capsys: pytest.CaptureFixture[str]) -> None:
     verbs.sft(quick, pretrained, resume=False)
     assert verbs.newest_stage(pretrained) == "sft"
-    verbs.evaluate(quick, pretrained)
+    verbs.evaluate(quick, pretrained, Exam())
     verbs.grpo(quick, pretrained, resume=False)
     assert verbs.newest_stage(pretrained) == "grpo"
-    verbs.evaluate(quick, pretrained)
+    verbs.evaluate(quick, pretrained, Exam())
     wanted = ["tokenize", "pretrain", "sft", "eval_before", "control_random", "grpo", "eval_after"]
     assert [line["stage"] for line in pretrained.read_ledger()][: len(wanted)] == wanted
     assert pretrained.config == quick
@@ -71,11 +72,11 @@ def test_a_stage_out_of_turn_names_the_one_before(quick: Config, pretrained: Run
     with pytest.raises(ValueError, match="run `fathom pretrain` first"):
         verbs.sft(quick, Run(tmp_path / "empty"), resume=False)
     with pytest.raises(ValueError, match="holds no trained model"):
-        verbs.evaluate(quick, Run(tmp_path / "empty"))
+        verbs.evaluate(quick, Run(tmp_path / "empty"), Exam())
 
 
 def test_an_evaluation_with_other_settings_leaves_the_runs_config_alone(quick: Config, pretrained: Run) -> None:
-    verbs.evaluate(replace(quick, eval=replace(quick.eval, problems=5)), pretrained)
+    verbs.evaluate(replace(quick, eval=replace(quick.eval, problems=5)), pretrained, Exam())
     assert pretrained.config == quick
     assert pretrained.read_ledger("eval_before")[-1]["score"]["problems"] == 5
 

@@ -1,0 +1,131 @@
+"""A trained model that can be asked: the newest of a run, or a checkpoint with its tokenizer."""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fathom.checkpoint.find import find_checkpoint, holds_weights
+from fathom.checkpoint.hub import load_published
+from fathom.checkpoint.state import list_checkpoints
+from fathom.config import SamplingConfig
+from fathom.infer.request import Request
+from fathom.model import Transformer
+from fathom.runs import Run
+from fathom.text.chat import THINK, render_dialogue, render_prompt
+from fathom.text.template import ChatTemplate
+from fathom.text.tokenizer import Tokenizer
+
+Message = Mapping[str, str]  # role and content
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model and the tokenizer it was trained with."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    stop_ids: frozenset[int]
+    uses_template: bool  # questions are put in Fathom's chat template; other models continue plain text
+    sampling: SamplingConfig  # what answers are drawn with unless said otherwise
+    name: str  # of the checkpoint
+    chat: ChatTemplate | None = None  # the model's own, where it is not Fathom's
+
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Ids of a prompt: a text, put as a question to a model that knows Fathom's template, or a dialogue.
+
+        Raises ValueError for a dialogue where no template says how the model reads one.
+        """
+        if isinstance(prompt, str):
+            return render_prompt(self.tokenizer, prompt) if self.uses_template else self.tokenizer.encode(prompt)
+        if self.uses_template:
+            return render_dialogue(self.tokenizer, prompt)
+        if self.chat is None:
+            raise ValueError(f"{self.name} has no chat template, so messages mean nothing to it; give a prompt")
+        return self.tokenizer.encode_template(self.chat.render(prompt), whole=True)
+
+    def put(self, question: str) -> list[int]:
+        """Ids of a question as the model is best asked: in its template if it has one, else as plain text."""
+        return self.encode([{"role": "user", "content": question}] if self.chat else question)
+
+    def opens_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends inside the thinking, so that the completion begins there."""
+        return self.tokenizer.decode(prompt[-4:]).rstrip().endswith(THINK)
+
+    def ask(self, question: str, sampling: SamplingConfig) -> Request:
+        """A request for one reply, with random numbers of its own."""
+        return Request(self.encode(question), sampling, seed=secrets.randbits(48), stop_ids=self.stop_ids)
+
+    def read(self, tokens: Sequence[int]) -> str:
+        """The text of a completion without the token that ended it."""
+        return self.tokenizer.decode([token for token in tokens if token not in self.stop_ids])
+
+
+def load_speaker(path: Path | str, device: torch.device) -> Speaker:
+    """The newest trained model of a run, or that of a checkpoint: imported, exported or of training."""
+    path = Path(path)
+    return speaker_of_checkpoint(path, device) if holds_weights(path) else speaker_of_run(Run(path), device)
+
+
+def speaker_of_run(run: Run, device: torch.device) -> Speaker:
+    """The model that the run's last finished stage left."""
+    config, stage = run.config, newest_stage(run)
+    checkpoints = list_checkpoints(run.checkpoint_dir(stage))
+    if not checkpoints:
+        raise ValueError(f"{run.path} holds no checkpoint of the stage {stage}; run `fathom {stage}` first")
+    tokenizer = Tokenizer.load(run.tokenizer_path)
+    return Speaker(
+        load_published(checkpoints[-1], device=device),
+        tokenizer,
+        frozenset({tokenizer.eos_id}),
+        uses_template=True,
+        sampling=config.grpo.sampling,
+        name=f"{stage}/{checkpoints[-1].name}",
+    )
+
+
+def speaker_of_checkpoint(path: Path, device: torch.device) -> Speaker:
+    """The model of a checkpoint; ValueError where no tokenizer goes with it."""
+    model = load_published(find_checkpoint(path), device=device)
+    files = [path / "tokenizer.json", path.parent.parent / "tokenizer.json"]  # RUN/STAGE/step_000050 has its run's
+    found = [file for file in files[: 2 if path.name.startswith("step_") else 1] if file.exists()]
+    if not found:
+        raise ValueError(f"{path} holds no tokenizer.json; put the one that the model was trained with beside it")
+    tokenizer = Tokenizer.load(found[0])
+    ours = _knows_template(tokenizer)
+    return Speaker(
+        model,
+        tokenizer,
+        frozenset({tokenizer.eos_id}) if ours else _published_stops(model, path),
+        uses_template=ours,
+        sampling=SamplingConfig(),
+        name=path.resolve().name,
+        chat=None if ours else ChatTemplate.beside(found[0]),
+    )
+
+
+def newest_stage(run: Run) -> str:
+    """The last trained stage of the run."""
+    for stage in ("grpo", "sft", "pretrain"):
+        if run.read_ledger(stage):
+            return stage
+    raise ValueError(f"{run.path} holds no trained model; run `fathom run laptop --out {run.path}` first")
+
+
+def _knows_template(tokenizer: Tokenizer) -> bool:
+    try:
+        return tokenizer.eos_id not in render_prompt(tokenizer, "")
+    except ValueError:  # an entry is missing
+        return False
+
+
+def _published_stops(model: Transformer, path: Path) -> frozenset[int]:
+    """End-of-sequence ids: those of generation_config.json, where several may stand, else the config's."""
+    stops: int | list[int] | None = model.config.eos_token_id
+    file = path / "generation_config.json"
+    if file.exists():
+        stops = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", stops)
+    return frozenset([] if stops is None else [stops] if isinstance(stops, int) else stops)
