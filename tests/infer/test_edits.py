@@ -29,6 +29,8 @@ def definition(model: Transformer, request: Request, sample: int) -> list[int]:
             x[token] -= s.frequency_penalty * tokens.count(token) + s.presence_penalty * (token in tokens)
             x[token] += request.logit_bias.get(token, 0.0)
         allowed = request.allow(tokens) if callable(request.allow) else request.allow
+        if isinstance(allowed, torch.Tensor):
+            allowed = allowed.nonzero().flatten().tolist()
         out = set(range(len(x))) - set(range(len(x)) if allowed is None else allowed)
         out |= request.stop_ids if len(tokens) < s.min_tokens else set()
         x[list(out)] = -torch.inf
