@@ -20,7 +20,8 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
     _check_stops(request)
     _check_bias(request, vocab_size)
     _check_masks(request, vocab_size)
-    if not 0 <= request.top_logprobs <= (most := min(MOST_LOGPROBS, vocab_size)):
+    most = min(MOST_LOGPROBS, vocab_size)
+    if not 0 <= request.top_logprobs <= most:
         raise ValueError(f"top_logprobs={request.top_logprobs} lies outside 0..{most}; ask for that many at most")
     if type(request.seed) is not int:
         raise ValueError(f"seed={request.seed!r} is no whole number; give one")

@@ -1,6 +1,6 @@
 """The tokens that a callable allows, asked once for every prefix of one completion."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Bool
@@ -42,12 +42,12 @@ def fixed(allow: frozenset[int], vocab_size: int, device: torch.device) -> Bool[
     return _mask(allow, vocab_size, device)
 
 
-def _mask(allowed: Allowed, vocab_size: int, device: torch.device) -> Bool[Tensor, " V"]:
+def _mask(allowed: Collection[int] | Tensor, vocab_size: int, device: torch.device) -> Bool[Tensor, " V"]:
     if isinstance(allowed, Tensor):
         if allowed.dtype != torch.bool or allowed.shape != (vocab_size,):
             raise ValueError(f"allow gave a tensor of {allowed.dtype} and shape {tuple(allowed.shape)}; give booleans")
         return allowed.to(device)
-    ids = torch.tensor(list(allowed or ()), dtype=torch.int64, device=device)
+    ids = torch.tensor(list(allowed), dtype=torch.int64, device=device)
     if len(strangers := ids[(ids < 0) | (ids >= vocab_size)]):
         raise ValueError(f"allow gave token id {int(strangers[0])}, outside the model's vocabulary of {vocab_size}")
     return torch.zeros(vocab_size, dtype=torch.bool, device=device).index_fill_(0, ids, True)

@@ -154,7 +154,8 @@ def test_texts_of_a_larger_vocabulary_are_those_of_the_definition(latent: Transf
 @pytest.mark.parametrize("drafts", [False, True])
 def test_a_mask_is_asked_once_for_every_prefix(narrow: Transformer, drafts: bool) -> None:
     mask = Alternating()
-    request = Request([1, 2], SamplingConfig(max_tokens=30), seed=2, stop_ids=frozenset({4}), allow=mask)
+    sampling = SamplingConfig(max_tokens=30, min_tokens=8)
+    request = Request([1, 2], sampling, seed=2, stop_ids=frozenset({4}), allow=mask)
     (piece,) = Engine(narrow, rows=1, drafts=drafts).generate([request])[0]
     assert len(piece.tokens) > 5
     assert mask.asked == [tuple(piece.tokens[:count]) for count in range(len(piece.tokens))]
@@ -190,14 +191,14 @@ def test_penalties_follow_their_formulas() -> None:
 
 
 def test_a_thinking_budget_closes_thinking_that_runs_on(narrow: Transformer) -> None:
-    budget = Forced(tokens=(3,), after=8, unless=3)
+    budget = Forced(tokens=(3,), after=3, unless=3)
     request = Request([1], SamplingConfig(max_tokens=12), 0, frozenset(), n=24, forced=budget)
     free = Engine(narrow, rows=24).generate([replace(request, forced=None)])[0]
     bound = Engine(narrow, rows=24, drafts=True).generate([request])[0]
-    assert 0 < sum(3 in piece.tokens[:8] for piece in free) < 24
+    assert 0 < sum(3 in piece.tokens[:3] for piece in free) < 24
     for piece, other in zip(bound, free, strict=True):
-        assert piece.tokens[:8] == other.tokens[:8]
-        assert piece.tokens == other.tokens if 3 in other.tokens[:8] else piece.tokens[8] == 3
+        assert piece.tokens[:3] == other.tokens[:3]
+        assert piece.tokens == other.tokens if 3 in other.tokens[:3] else piece.tokens[3] == 3
 
 
 def raises(tokens: Sequence[int]) -> None:

@@ -51,28 +51,25 @@ def test_a_cancelled_request_frees_its_rows_at_once_and_disturbs_nobody(narrow: 
         engine.cancel(99)
 
 
-def test_no_row_is_lost_over_a_thousand_requests_cancelled_at_random(narrow: Transformer) -> None:
-    rng, engine = random.Random(0), Engine(narrow, rows=6, drafts=True)
-    flying, done, kept = list[int](), defaultdict[int, int](int), set[int]()
+def test_no_row_is_lost_over_a_thousand_requests_cancelled_at_random(latent: Transformer) -> None:
+    rng, engine = random.Random(0), Engine(latent, rows=6, drafts=True)
+    flying, done = list[int](), defaultdict[int, int](int)
     for number in range(1000):
-        sampling = SamplingConfig(max_tokens=rng.randint(1, 9), presence_penalty=rng.choice((0.0, 1.0)))
+        sampling = SamplingConfig(max_tokens=rng.randint(1, 4), presence_penalty=rng.choice((0.0, 1.0)))
         n = rng.randint(1, 3)
         flying.append(engine.submit(Request([1, 2], sampling, number, frozenset({4}), n=n)))
-        if rng.random() < 0.5:
-            done_now = engine.step()
-            for piece in done_now:
+        if rng.random() < 0.3:
+            for piece in engine.step():
                 done[piece.request] += 1
-        if rng.random() < 0.6:
-            gone = flying.pop(rng.randrange(len(flying)))
-            engine.cancel(gone)
-            kept.add(gone)
+        if rng.random() < 0.7:
+            engine.cancel(flying.pop(rng.randrange(len(flying))))
     for piece in run(engine):
         done[piece.request] += 1
     assert set(flying) <= set(done)
     assert not engine.busy and engine.step() == []
     whole = Request([1, 2], SamplingConfig(max_tokens=9), seed=1, stop_ids=frozenset(), n=6)
     assert [p.tokens for p in engine.generate([whole])[0]] == [
-        p.tokens for p in Engine(narrow, rows=6).generate([whole])[0]
+        p.tokens for p in Engine(latent, rows=6).generate([whole])[0]
     ]
 
 
@@ -106,24 +103,17 @@ def test_recomputed_rows_go_on_as_the_new_weights_say(narrow: Transformer, draft
 
 
 @pytest.mark.parametrize("drafts", [False, True])
-def test_rows_that_continue_keep_what_the_old_weights_wrote(narrow: Transformer, drafts: bool) -> None:
-    new = deepcopy(narrow)
-    new.head.weight.data.neg_()  # writes to no cache, so nothing is to be recomputed
-    request = Request([1, 2, 3], GREEDY, 0, frozenset(), n=2)
-    results = [
-        [
-            [piece.tokens for piece in pieces]
-            for pieces in swapped(Engine(deepcopy(narrow), 3, None, drafts), new, request, way)
-        ]
-        for way in ("recompute", "continue")
-    ]
-    assert results[0] == results[1]
-    body = other(narrow)
-    ways = [
-        [piece.tokens for pieces in swapped(Engine(deepcopy(narrow), 3), body, request, way) for piece in pieces]
-        for way in ("recompute", "continue")
-    ]
-    assert ways[0] != ways[1]
+def test_rows_that_continue_keep_what_the_old_weights_wrote(model: Transformer, drafts: bool) -> None:
+    request = Request([1, 2, 3], replace(GREEDY, temperature=1.0), 0, frozenset(), n=2)
+    head, body = deepcopy(model), other(model)
+    head.head.weight.data.neg_()  # writes to no cache, so nothing is to be recomputed
+
+    def texts(new: Transformer, way: str) -> list[list[int]]:
+        samples = swapped(Engine(deepcopy(model), rows=3, drafts=drafts), new, request, way)
+        return [[token for piece in pieces for token in piece.tokens] for pieces in samples]
+
+    assert texts(head, "recompute") == texts(head, "continue")
+    assert texts(body, "recompute") != texts(body, "continue")
 
 
 def test_swapped_weights_are_used_and_numbered(latent: Transformer) -> None:
@@ -152,8 +142,6 @@ def test_swaps_that_cannot_be_are_refused_and_change_nothing(latent: Transformer
         engine.swap_weights(new | {"head.weight": torch.zeros(1, 1)})
     with pytest.raises(ValueError, match="version=0 is no later one"):
         engine.swap_weights(new, version=0)
-    with pytest.raises(ValueError, match="in_flight='restart' is unknown"):
-        engine.swap_weights(new, in_flight="restart")  # pyright: ignore
     engine.submit(request)
     with pytest.raises(ValueError, match="1 requests are in flight"):
         engine.swap_weights(new)

@@ -58,9 +58,7 @@ def test_a_stop_id_is_named_and_none_of_the_text(narrow: Transformer) -> None:
 
 def test_a_decoder_that_fails_ends_its_request_alone(narrow: Transformer) -> None:
     def decode(tokens: Sequence[int]) -> str:
-        if len(tokens) > 2:
-            raise RuntimeError("no text")
-        return spell(tokens)
+        raise RuntimeError("no text")
 
     good = Request([1], SamplingConfig(max_tokens=9), seed=0, stop_ids=frozenset(), decode=spell)
     bad = Request([1], SamplingConfig(max_tokens=9), seed=1, stop_ids=frozenset(), decode=decode)
@@ -69,6 +67,7 @@ def test_a_decoder_that_fails_ends_its_request_alone(narrow: Transformer) -> Non
     (fine,), (failed,), (early,) = engine.generate([good, bad, watched])
     assert (fine.finish, fine.text) == ("length", spell(fine.tokens))
     assert (failed.finish, failed.error) == (early.finish, early.error) == ("error", "RuntimeError: no text")
+    assert failed.tokens == early.tokens == []
     assert not engine.busy and engine.step() == []
 
 
@@ -113,7 +112,6 @@ def test_text_that_may_begin_a_stop_string_is_held_back() -> None:
     transcript = Transcript(spell, ("abab", "bb"))
     shown: list[str] = []
     for token in (2, 4, 2, 1):  # ab, cc, ab, b
-        transcript.add(token)
-        shown.append(transcript.take(ends=False))
+        shown.append(transcript.take(ends=transcript.add(token)))
     assert shown == ["", "abcc", "", "a"]
     assert transcript.stopped_by == "bb" and transcript.take(ends=True) == ""
