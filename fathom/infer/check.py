@@ -1,6 +1,7 @@
 """What a model and an engine can serve: everything else is refused at submit, in a sentence."""
 
 from collections.abc import Iterable
+from numbers import Real
 
 import torch
 
@@ -53,6 +54,8 @@ def _check_place(request: Request, capacity: int) -> None:
 def _check_stops(request: Request) -> None:
     if len(request.stop_ids) > MOST_STOP_IDS:
         raise ValueError(f"stop_ids holds {len(request.stop_ids)} ids; give {MOST_STOP_IDS} at most")
+    if isinstance(request.stop, str):
+        raise ValueError(f"stop={request.stop!r} is one string; give a tuple of strings")
     if len(request.stop) > MOST_STOPS:
         raise ValueError(f"stop holds {len(request.stop)} strings; give {MOST_STOPS} at most")
     if any(not isinstance(text, str) or not text for text in request.stop):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -64,7 +67,7 @@ def _check_stops(request: Request) -> None:
 def _check_bias(request: Request, vocab_size: int) -> None:
     _check_ids("logit_bias", request.logit_bias, vocab_size)
     for token, bias in request.logit_bias.items():
-        if not -BIAS_LIMIT <= bias <= BIAS_LIMIT:
+        if not isinstance(bias, Real) or not -BIAS_LIMIT <= bias <= BIAS_LIMIT:
             raise ValueError(
                 f"logit_bias of token {token} is {bias}, outside [-{BIAS_LIMIT:g}, {BIAS_LIMIT:g}]; "
                 "to rule tokens out give the others as allow"
@@ -73,6 +76,10 @@ def _check_bias(request: Request, vocab_size: int) -> None:
 
 def _check_masks(request: Request, vocab_size: int) -> None:
     least, stops = request.sampling.min_tokens, request.stop_ids
+    if request.allow is not None and not isinstance(request.allow, frozenset) and not callable(request.allow):
+        raise ValueError(
+            f"allow={request.allow!r} is neither a frozenset of token ids nor a callable; give one or None"
+        )
     if isinstance(request.allow, frozenset):
         _check_ids("allow", request.allow, vocab_size)
         if not request.allow:

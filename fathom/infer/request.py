@@ -63,8 +63,8 @@ class Request:
     def __post_init__(self) -> None:
         if not len(self.prompt):
             raise ValueError("the prompt is empty; give at least one token, such as the begin-of-sequence token")
-        if self.n < 1:
-            raise ValueError(f"n={self.n} asks for no completion; give 1 or more")
+        if type(self.n) is not int or self.n < 1:
+            raise ValueError(f"n={self.n} asks for no completion; give a whole number of 1 or more")
 
     @property
     def places(self) -> int:

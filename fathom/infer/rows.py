@@ -43,9 +43,7 @@ class Rows:
         self.law: Law | None = None  # by which all active rows are drawn; None where they differ
         self.tenants: list[Tenant] = []
         self.edited: list[int] = []  # rows whose logits are changed before the draw
-        self.traced = (
-            0  # the most likeliest tokens that a row keeps of every place, and one for the chosen; 0 keeps none
-        )
+        self.traced = 0  # 1 + the most likeliest tokens that a row keeps of every place; 0 where none keeps traces
         self._whole = torch.zeros(FIELDS, rows, dtype=torch.int64, device=device)  # fields, then stop ids
         self._seen: tuple[tuple[int, int], Fields] | None = None  # the last view handed out, and of which rows
         self._laws = torch.zeros(3, rows, device=device)  # temperature, top_p, min_p

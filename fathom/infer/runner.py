@@ -203,11 +203,14 @@ class Runner:
 
     def drop(self, finished: Bool[Tensor, " N"]) -> None:
         """Take finished rows out; the last active ones move to their places."""
+        edited, traced = self.rows.edited, self.rows.traced
         source, target = self.rows.close_ranks(finished)
         if len(target):
             self.cache.copy_rows(source, target, self._reach)
-            self.edits.move(source, target)
-            self.traces.move(source, target)
+            if edited:
+                self.edits.move(source, target)
+            if traced:
+                self.traces.move(source, target)
         self._reach = self._newest_place() + 1 if self.rows.count else 0
 
     def clear(self) -> None:
