@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from fathom.config import Config, TextConfig, TrainConfig
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
-from fathom.config.rl import GRPOConfig, ObjectiveConfig, RewardConfig, SamplingConfig
+from fathom.config.rl import GRPOConfig, ObjectiveConfig, RewardConfig
+from fathom.config.sampling import SamplingConfig
 from fathom.config.train import OptimizerConfig, ScheduleConfig
 
 

@@ -1,33 +1,11 @@
-"""Reinforcement learning from rule-checked rewards (R1), and what it samples with."""
+"""Reinforcement learning from rule-checked rewards (R1)."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fathom.config.checks import require_choice, require_positive, require_unit_interval
+from fathom.config.checks import require_choice, require_positive
+from fathom.config.sampling import SamplingConfig
 from fathom.config.train import OptimizerConfig, ScheduleConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How a completion is drawn."""
-
-    temperature: float = 1.0  # 0 takes the likeliest token
-    top_p: float = 1.0  # 1 truncates nothing
-    top_k: int = 0  # 0 truncates nothing
-    max_tokens: int = 64
-
-    def __post_init__(self) -> None:
-        require_positive("sampling", max_tokens=self.max_tokens)
-        require_unit_interval("sampling", top_p=self.top_p)
-        if self.temperature < 0:
-            raise ValueError(f"sampling.temperature={self.temperature} is negative; 0 is greedy, 1 the model's own law")
-        if self.top_k < 0:
-            raise ValueError(f"sampling.top_k={self.top_k} is negative; 0 truncates nothing")
-
-    @property
-    def truncates(self) -> bool:
-        """Whether some tokens are ruled out."""
-        return self.top_p < 1.0 or self.top_k > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +77,8 @@ class GRPOConfig:
             raise ValueError(f"grpo.group={self.group} leaves nothing to compare an answer with; use 2 or more")
         if self.sampling.temperature == 0:
             raise ValueError("grpo.sampling.temperature=0 draws equal answers in every group; use a positive one")
-        if self.sampling.truncates:
+        if self.sampling.truncates or self.sampling.penalises or self.sampling.min_tokens:
             raise ValueError(
-                f"grpo.sampling.top_p={self.sampling.top_p}, top_k={self.sampling.top_k} rule tokens out while the "
-                "loss counts all of them; set top_p=1 and top_k=0"
+                f"grpo.sampling={self.sampling} rules tokens out or changes their odds, while the loss counts the "
+                "model's own law; set top_p=1, top_k=0, min_p=0, no penalties and min_tokens=0"
             )

@@ -1,11 +1,13 @@
 """The engine: requests in, pieces out, one decoding step at a time for as many rows as are active."""
 
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from fathom.infer.check import check_request
 from fathom.infer.request import Piece, Request
 from fathom.infer.runner import Runner
 from fathom.infer.scheduler import Queue
@@ -14,21 +16,13 @@ from fathom.model import Transformer
 FIRST_CAPACITY = 64  # tokens a row holds before it first grows
 
 
-@dataclass
-class _Flight:
-    """A request between `submit` and its last piece."""
-
-    request: Request
-    sent: list[int]  # tokens handed out, by sample
-    open: int  # samples that are not finished
-
-
 class Engine:
     """Continuous batching: finished rows leave at once and waiting prompts take their places.
 
     `rows` sequences are decoded together. A row holds `capacity` tokens, prompt and completion together; without one
     rows grow as requests need, up to the model's max_position_embeddings. With `drafts` MTP module 0 drafts a token
-    ahead, which leaves every text as it is. Weights may change between calls while nothing is in flight.
+    ahead, which leaves every text as it is. Weights may change between calls while nothing is in flight; with
+    `swap_weights` also while rows are, and pieces name their version.
     """
 
     def __init__(self, model: Transformer, rows: int, capacity: int | None = None, drafts: bool = False) -> None:
@@ -43,13 +37,18 @@ class Engine:
         self._vocab_size = model.config.vocab_size
         self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts)
         self._queue = Queue(rows)
-        self._flights: dict[int, _Flight] = {}
+        self._open: dict[int, int] = {}  # samples of each request in flight that are not finished
         self._next_id = 0
 
     @property
     def busy(self) -> bool:
         """Whether a request is in flight."""
-        return bool(self._flights)
+        return bool(self._open)
+
+    @property
+    def version(self) -> int:
+        """Of the weights: 0 until they are swapped."""
+        return self._runner.version
 
     @property
     def acceptance(self) -> float:
@@ -66,12 +65,12 @@ class Engine:
     def submit(self, request: Request, stream: bool = False) -> int:
         """Queue a request and return the id that its pieces carry; with `stream` they come with every step.
 
-        Raises ValueError for token ids outside the vocabulary and for a request that no row can hold.
+        Raises ValueError for a request that this engine cannot serve; see `check_request`.
         """
-        self._check(request)
+        check_request(request, self._vocab_size, self._capacity)
         self._make_room(request)
         request_id, self._next_id = self._next_id, self._next_id + 1
-        self._flights[request_id] = _Flight(request, [0] * request.n, request.n)
+        self._open[request_id] = request.n
         self._queue.put(request_id, request, stream)
         return request_id
 
@@ -87,6 +86,53 @@ class Engine:
             self._runner.decode()
             pieces += self._collect()
         return pieces
+
+    @torch.inference_mode()
+    def cancel(self, request_id: int) -> bool:
+        """End a request between two steps: its rows are free at once and no more pieces come.
+
+        Returns whether it was in flight. Raises ValueError for an id that `submit` did not return.
+        """
+        if not 0 <= request_id < self._next_id:
+            raise ValueError(f"request {request_id} was never submitted; give an id that submit() returned")
+        if self._open.pop(request_id, None) is None:
+            return False
+        self._queue.remove(request_id)
+        rows = self._runner.rows
+        mine = [tenant.request_id == request_id for tenant in rows.tenants]
+        if any(mine):
+            self._runner.drop(torch.tensor(mine, device=self._runner.device))
+        return True
+
+    @torch.inference_mode()
+    def swap_weights(
+        self,
+        weights: Mapping[str, Tensor] | None = None,
+        version: int | None = None,
+        in_flight: Literal["refuse", "recompute", "continue"] = "refuse",
+    ) -> int:
+        """Go on with other weights between two steps; returns their version, one more than the last unless given.
+
+        `weights` are copied over the model's by their names in its state_dict, all of them or none; without any the
+        model's own tensors have been changed by somebody else. Rows in flight keep the tokens they drew. With
+        "recompute" the new weights read these again, so that what follows is what the new weights say of them; with
+        "continue" what the old weights wrote to the cache stays, which costs nothing. Waiting requests see the new
+        weights alone. Raises ValueError where a name or shape is wrong, the version is no later one, or rows are in
+        flight and `in_flight` is "refuse"; nothing has changed then.
+        """
+        if in_flight not in ("refuse", "recompute", "continue"):
+            raise ValueError(f"in_flight={in_flight!r} is unknown; choose one of refuse, recompute, continue")
+        version = self.version + 1 if version is None else version
+        if version <= self.version:
+            raise ValueError(f"version={version} is no later one than the present {self.version}; give a larger number")
+        if in_flight == "refuse":
+            self._require_idle()
+        if weights is not None:
+            self._runner.load(weights)
+        self._runner.version = version
+        if in_flight == "recompute" and self._runner.rows.count:
+            self._runner.reread()
+        return version
 
     def generate(self, requests: Iterable[Request]) -> list[list[Piece]]:
         """Complete all requests: for each, in their order, one piece per sample."""
@@ -113,34 +159,21 @@ class Engine:
     def clear(self) -> None:
         """Drop everything in flight."""
         self._queue = Queue(self._runner.rows.capacity)
-        self._flights.clear()
+        self._open.clear()
         self._runner.clear()
-
-    def _check(self, request: Request) -> None:
-        prompt, sampling = request.prompt, request.sampling
-        for name, ids in (("prompt", prompt), ("stop_ids", request.stop_ids)):
-            strangers = [token for token in ids if not 0 <= token < self._vocab_size]
-            if strangers:
-                raise ValueError(
-                    f"{name} holds token id {strangers[0]}, outside the model's vocabulary of {self._vocab_size}; "
-                    "encode with the tokenizer that the model was trained with"
-                )
-        if request.places > self._capacity:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens and max_tokens={sampling.max_tokens} need {request.places} places, "
-                f"but a row holds {self._capacity}; shorten the prompt or lower max_tokens"
-            )
 
     def _make_room(self, request: Request) -> None:
         cache = self._runner.cache
         if request.places > cache.capacity:
             cache.grow(min(max(request.places, 2 * cache.capacity), self._capacity))
         self._runner.rows.reserve(request.sampling.max_tokens, len(request.stop_ids))
+        if request.traced:
+            self._runner.traces.reserve(request.sampling.max_tokens, request.top_logprobs)
 
     def _require_idle(self) -> None:
         if self.busy:
             raise ValueError(
-                f"{len(self._flights)} requests are in flight, whose pieces would be lost; finish them with step() "
+                f"{len(self._open)} requests are in flight, whose pieces would be lost; finish them with step() "
                 "or drop them with clear()"
             )
 
@@ -148,29 +181,36 @@ class Engine:
         """Pieces of the rows that finished or stream; finished rows leave."""
         rows = self._runner.rows
         finished = rows.finished()
-        shown = rows.fields().streams.logical_or(finished).nonzero().flatten()
+        shown = rows.fields().watched.logical_or(finished).nonzero().flatten()
         if not len(shown):
             return []
-        ends = list(zip(*rows.progress(shown), strict=True))
-        news = [count - self._flights[request].sent[sample] for request, sample, count in ends]
+        pieces = self._take_over(shown)
+        ended = [row for row, piece in pieces if piece.finish]
+        if ended:
+            self._runner.drop(torch.zeros_like(finished).index_fill_(0, torch.tensor(ended, device=shown.device), True))
+        return [piece for _, piece in pieces]
+
+    def _take_over(self, shown: Int[Tensor, " K"]) -> list[tuple[int, Piece]]:
+        """Give what rows `shown` drew since the last time to their tenants: rows, and the pieces that are due."""
+        rows, pieces = self._runner.rows, list[tuple[int, Piece]]()
+        index = shown.tolist()
+        tenants = [rows.tenants[row] for row in index]
+        news = [count - tenant.count for count, tenant in zip(rows.counts(shown), tenants, strict=True)]
         tokens, logprobs = rows.newest(shown, max(news))
-        pieces = [
-            self._piece(*end, row_tokens[-new:], row_logprobs[-new:])
-            for end, new, row_tokens, row_logprobs in zip(ends, news, tokens, logprobs, strict=True)
-            if new  # a row that streams may have drawn nothing since: others came in
-        ]
-        if any(piece.finish for piece in pieces):
-            self._runner.drop(finished)
+        traces = self._runner.traces.read(shown, max(news)) if rows.traced else [None] * len(index)
+        for row, tenant, new, *drawn in zip(index, tenants, news, tokens, logprobs, traces, strict=True):
+            if not new:  # a row that streams may have drawn nothing since: others came in
+                continue
+            finish = tenant.absorb(new, *drawn)
+            due = tenant.streams or finish
+            if due and (piece := tenant.piece(finish, self.version)):
+                pieces.append((row, piece))
+                if piece.finish:
+                    self._close(piece.request)
         return pieces
 
-    def _piece(self, request: int, sample: int, count: int, tokens: list[int], logprobs: list[float]) -> Piece:
-        """The next piece of a sample that drew `count` tokens by now."""
-        if not math.isfinite(sum(logprobs)):
-            raise RuntimeError("the model's logits are not finite: its weights diverged; load an earlier checkpoint")
-        flight = self._flights[request]
-        flight.sent[sample] = count
-        finish = flight.request.finish_after(tokens[-1], count)
-        flight.open -= finish is not None
-        if not flight.open:
-            del self._flights[request]
-        return Piece(request, sample, tokens, logprobs, finish)
+    def _close(self, request_id: int) -> None:
+        """Count a finished sample."""
+        self._open[request_id] -= 1
+        if not self._open[request_id]:
+            del self._open[request_id]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fathom.infer.sampler import Choice, Law, stream_key
 from fathom.infer.scheduler import Admission
+from fathom.infer.tenant import Tenant
 
 NO_TOKEN = -1  # fills the columns of rows with fewer stop ids than others
 
@@ -23,24 +24,29 @@ class Fields(NamedTuple):
     start: Tensor  # place of the first drawn token: the length of the prompt
     last: Tensor  # place of the last token that the request allows
     key: Tensor  # of the row's random numbers
-    top_k: Tensor
-    request: Tensor
     sample: Tensor
-    streams: Tensor  # 1 where tokens are handed out as they are drawn
+    top_k: Tensor
+    watched: Tensor  # 1 where tokens are looked at as they are drawn
 
 
 FIELDS = len(Fields._fields)
 
 
 class Rows:
-    """Rows 0 .. count - 1 are active. All numbers of a row lie in two tables, so that rows move in a few copies."""
+    """Rows 0 .. count - 1 are active. All numbers of a row lie in two tables, so that rows move in a few copies.
+
+    What only the host needs to know of a row is its tenant.
+    """
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.count, self.capacity = 0, rows
-        self.law: Law | None = None  # by which all active rows are drawn; None where they may differ
+        self.law: Law | None = None  # by which all active rows are drawn; None where they differ
+        self.tenants: list[Tenant] = []
+        self.edited: list[int] = []  # rows whose logits are changed before the draw
+        self.traced = 0  # 1 + the most likeliest tokens that a row keeps of every place; 0 where none keeps traces
         self._whole = torch.zeros(FIELDS, rows, dtype=torch.int64, device=device)  # fields, then stop ids
         self._seen: tuple[tuple[int, int], Fields] | None = None  # the last view handed out, and of which rows
-        self._laws = torch.zeros(2, rows, device=device)  # temperature, top_p
+        self._laws = torch.zeros(3, rows, device=device)  # temperature, top_p, min_p
         self._tokens = torch.zeros(rows, 0, dtype=torch.int64, device=device)
         self._logprobs = torch.zeros(rows, 0, device=device)
 
@@ -59,25 +65,41 @@ class Rows:
             self._seen = span, Fields(*self._whole[:FIELDS, first : self.count].unbind())
         return self._seen[1]
 
-    def laws(self, first: int = 0) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """Temperature and top_p of rows first .. count - 1."""
-        temperature, top_p = self._laws[:, first : self.count].unbind()
-        return temperature, top_p
+    def laws(self, first: int = 0) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """Temperature, top_p and min_p of rows first .. count - 1."""
+        temperature, top_p, min_p = self._laws[:, first : self.count].unbind()
+        return temperature, top_p, min_p
+
+    @property
+    def stop_ids(self) -> Int[Tensor, "N S"]:
+        """Those of each active row, NO_TOKEN behind them."""
+        return self._whole[FIELDS:, : self.count].T
 
     def add(self, admissions: Sequence[Admission], owner: Int[Tensor, " N"]) -> None:
         """Append N rows that stand at the end of their prompts, with nothing drawn; admission owner[i] gets row i."""
         first, self.count = self.count, self.count + len(owner)
-        laws = [Law(s.temperature, s.top_k, s.top_p) for s in (each.request.sampling for each in admissions)]
-        shared = set(laws) | ({self.law} if first else set())
-        self.law = shared.pop() if len(shared) == 1 else None
+        laws = [Law(s.temperature, s.top_k, s.top_p, s.min_p) for s in (each.request.sampling for each in admissions)]
         self._laws[:, first : self.count] = torch.tensor(
-            [(law.temperature, law.top_p) for law in laws], device=owner.device
+            [(law.temperature, law.top_p, law.min_p) for law in laws], device=owner.device
         )[owner].T
         whole = torch.tensor([self._state(each) for each in admissions], device=owner.device)
         self._whole[:, first : self.count] = whole[owner].T
         row = self.fields(first)
         row.sample.copy_(torch.tensor([sample for each in admissions for sample in each.samples], device=owner.device))
         row.key.copy_(stream_key(row.key, row.sample))
+        self.tenants += [
+            Tenant(each.request_id, each.request, sample, each.streams)
+            for each in admissions
+            for sample in each.samples
+        ]
+        self._survey()
+
+    def _survey(self) -> None:
+        """Find out what the active rows have in common, and which of them ask for more than others."""
+        laws = {tenant.law for tenant in self.tenants}
+        self.law = laws.pop() if len(laws) == 1 else None
+        self.edited = [row for row, tenant in enumerate(self.tenants) if tenant.edits]
+        self.traced = max((tenant.request.top_logprobs + 1 for tenant in self.tenants if tenant.traced), default=0)
 
     def _state(self, admission: Admission) -> list[int]:
         """The column of a row at the end of its prompt: the seed where its key belongs, and sample 0."""
@@ -90,12 +112,15 @@ class Rows:
             "last": start + request.sampling.max_tokens - 1,
             "key": _signed(request.seed),
             "top_k": request.sampling.top_k,
-            "request": admission.request_id,
             "sample": 0,
-            "streams": int(admission.streams),
+            "watched": int(admission.streams or bool(request.stop)),
         }
         missing_stops = self._whole.shape[0] - FIELDS - len(request.stop_ids)
         return [*(fields[name] for name in Fields._fields), *request.stop_ids, *[NO_TOKEN] * missing_stops]
+
+    def end(self, row: int) -> None:
+        """Let a row finish with what it draws next."""
+        self.fields().last[row] = NO_TOKEN
 
     def record(self, choice: Choice, first: int = 0, advance: int | Int[Tensor, " N"] = 1) -> None:
         """Move rows first .. count - 1 on by `advance` places and note what they drew there."""
@@ -111,20 +136,27 @@ class Rows:
         row = self.fields()
         return (self._whole[FIELDS:, : self.count] == row.token).any(0).logical_or_(row.position >= row.last)
 
-    def progress(self, index: Int[Tensor, " K"]) -> tuple[list[int], list[int], list[int]]:
-        """Request, sample and number of drawn tokens of rows `index`."""
+    def counts(self, index: Int[Tensor, " K"]) -> list[int]:
+        """The number of drawn tokens of rows `index`."""
         row = self.fields()
-        table = torch.stack((row.request, row.sample, row.position - row.start + 1))
-        requests, samples, counts = table[:, index].tolist()
-        return requests, samples, counts
+        return (row.position - row.start + 1)[index].tolist()
+
+    def tokens_from(self, row: int, first: int) -> list[int]:
+        """The tokens that a row drew, without the first so many."""
+        fields = self.fields()
+        return self._tokens[row, first : int(fields.position[row] - fields.start[row]) + 1].tolist()
 
     def newest(self, index: Int[Tensor, " K"], width: int) -> tuple[list[list[int]], list[list[float]]]:
         """The last `width` tokens and log-probabilities of rows `index`; rows that drew fewer repeat their first."""
-        row = self.fields()
-        ends = (row.position - row.start)[index].unsqueeze(1)
-        columns = (ends + torch.arange(1 - width, 1, device=index.device)).clamp_(min=0)
+        columns = self.columns(index, width)
         index = index.unsqueeze(1)
         return self._tokens[index, columns].tolist(), self._logprobs[index, columns].tolist()
+
+    def columns(self, index: Int[Tensor, " K"], width: int) -> Int[Tensor, "K W"]:
+        """Where the last `width` tokens of rows `index` stand among the tokens they drew."""
+        row = self.fields()
+        ends = (row.position - row.start)[index].unsqueeze(1)
+        return (ends + torch.arange(1 - width, 1, device=index.device)).clamp_(min=0)
 
     def close_ranks(self, finished: Bool[Tensor, " N"]) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
         """Drop finished rows and move the last active ones to their places; returns where those were and are."""
@@ -136,8 +168,19 @@ class Rows:
                 table[:, target] = table[:, source]
             for table in (self._tokens, self._logprobs):
                 table[target] = table[source]
+            for new, old in zip(target.tolist(), source.tolist(), strict=True):
+                self.tenants[new] = self.tenants[old]
+        del self.tenants[left:]
         self.count = left
+        if self.law is None or self.edited or self.traced:  # else those who are left have as much in common
+            self._survey()
         return source, target
+
+    def clear(self) -> None:
+        """Drop all rows."""
+        self.count = 0
+        self.tenants.clear()
+        self._survey()
 
 
 def _signed(seed: int) -> int:

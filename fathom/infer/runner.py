@@ -1,14 +1,16 @@
 """Runs the model over the active rows: prompts once, then one token a step, or two where a draft is checked ahead."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fathom.infer.edits import Edits
 from fathom.infer.rows import Rows
 from fathom.infer.sampler import Choice, draw, draw_each, likeliest, uniform
-from fathom.infer.scheduler import Admission
+from fathom.infer.scheduler import PREFILL_TOKENS, Admission
+from fathom.infer.traces import Traces
 from fathom.model import CacheSlots, LatentCache, Transformer
 
 
@@ -25,6 +27,9 @@ class Runner:
         self.model, self.drafts, self.device = model, drafts, weight.device
         self.cache = LatentCache(model.config, rows, capacity, weight.dtype, weight.device)
         self.rows = Rows(rows, weight.device)
+        self.edits = Edits(self.rows, model.config.vocab_size, weight.device)
+        self.traces = Traces(self.rows, weight.device)
+        self.version = 0  # of the weights
         self.row_steps = 0  # rows decoded, summed over the steps
         self.verdicts = torch.zeros(2, dtype=torch.int64, device=weight.device)  # drafts checked, drafts kept
         self._reach = 0  # the newest tokens of all active rows lie before this place
@@ -39,13 +44,14 @@ class Runner:
             target = first + torch.arange(len(owners), device=self.device)
             self.cache.copy_rows(first + owner, target, hidden.shape[1])
         self.rows.add(admissions, owner)
+        self.edits.admit(first)
         self._reach = max(self._reach, hidden.shape[1] + 1)
         end = self.rows.fields(first).position.clone()
-        state = hidden[owner, end].unsqueeze(1)
-        drawn = self._draw(state, end.unsqueeze(1) + 1, first)
-        self.rows.record(_column(drawn, 0), first)
+        state, place = hidden[owner, end].unsqueeze(1), end.unsqueeze(1) + 1
+        drawn = self._draw_next(self._logits(state, place, first)[:, 0], place, first)
+        self._record(drawn, first)
         if self.drafts:
-            self._guess(state, drawn.token, end.unsqueeze(1), torch.zeros_like(end), first)
+            self._guess(state, drawn.token.unsqueeze(1), end.unsqueeze(1), torch.zeros_like(end), first)
 
     def _read(self, prompts: Sequence[Sequence[int]], first: int) -> Float[Tensor, "P T D"]:
         """Fill the cache rows from `first` on with prompts; those shorter than the longest are padded behind."""
@@ -69,7 +75,7 @@ class Runner:
         place = row.position.unsqueeze(1)
         slots = CacheSlots.at(self.cache, 0, place, self._reach, fresh=False)
         hidden = self.model(row.token.unsqueeze(1), slots=slots)
-        self.rows.record(_column(self._draw(hidden, place + 1), 0))
+        self._record(self._draw_next(self._logits(hidden, place + 1)[:, 0], place + 1))
         self._reach += 1
 
     def _decode_with_drafts(self) -> None:
@@ -77,16 +83,28 @@ class Runner:
         places = torch.stack((row.position, row.position + 1), dim=1)
         slots = CacheSlots.at(self.cache, 0, places, self._reach + 1, fresh=False)
         hidden = self.model(torch.stack((row.token, row.draft), dim=1), slots=slots)
-        drawn = self._draw(hidden, places + 1)
-        first, second = _column(drawn, 0), _column(drawn, 1)
-        self.rows.record(first)
+        logits = self._logits(hidden, places + 1)
+        if self.rows.edited:  # what follows the draft is drawn once the draft counts among the tokens drawn
+            first, second = self._draw_next(logits[:, 0], places[:, :1] + 1), None
+        else:
+            drawn = self._draw(logits, places + 1)
+            first, second = _column(drawn, 0), _column(drawn, 1)
+        self._record(first)
         checked = self.rows.finished().logical_not_()
         kept = (first.token == row.draft).logical_and_(checked)
+        if self.rows.traced:
+            self.traces.judge(row.position - row.start, checked, kept)
+        second = second or self._draw_next(logits[:, 1], places[:, 1:] + 1, active=kept)
         newest = Choice(*(torch.where(kept, two, one) for one, two in zip(first, second, strict=True)))
-        self.rows.record(newest, advance=kept.long())
+        self._record(newest, advance=kept.long())
         self.verdicts += torch.stack((checked.sum(), kept.sum()))
         self._reach = self._newest_place() + 1
-        self._guess(hidden, drawn.token, places, kept.long())
+        self._guess(hidden, torch.stack((first.token, second.token), dim=1), places, kept.long())
+
+    def _record(self, choice: Choice, first: int = 0, advance: int | Int[Tensor, " N"] = 1) -> None:
+        self.rows.record(choice, first, advance)
+        if self.rows.edited:
+            self.edits.note(choice.token, first, advance)
 
     def _guess(
         self,
@@ -101,33 +119,104 @@ class Runner:
         states = self.model.predict_further(0, hidden, following, slots=slots)
         state = states[torch.arange(len(states), device=self.device), newest].unsqueeze(1)
         row = self.rows.fields(first)
-        row.draft.copy_(self._draw(state, row.position.unsqueeze(1) + 1, first).token[:, 0])
+        going = self.rows.finished()[first:].logical_not_() if self.rows.edited else None
+        drawn = self._draw_next(self.model.logits(state.squeeze(1)), row.position.unsqueeze(1) + 1, first, going)
+        row.draft.copy_(drawn.token)
 
-    def _draw(self, hidden: Float[Tensor, "N T D"], places: Int[Tensor, "N T"], first: int = 0) -> Choice:
+    def _logits(
+        self, hidden: Float[Tensor, "N T D"], places: Int[Tensor, "N T"], first: int = 0
+    ) -> Float[Tensor, "N T V"]:
+        """Scores of what rows first .. count - 1 put at `places`, of which traces are kept where a row asks."""
+        logits = self.model.logits(hidden.flatten(0, 1)).view(*places.shape, -1)
+        if self.rows.traced:
+            self.traces.note(logits, places, first, self.version)
+        return logits
+
+    def _draw_next(
+        self,
+        logits: Float[Tensor, "N V"],
+        place: Int[Tensor, "N 1"],
+        first: int = 0,
+        active: Bool[Tensor, " N"] | None = None,
+    ) -> Choice:
+        """What rows first .. count - 1 put behind the tokens recorded so far; a row that is not `active`, anything."""
+        edited = self.edits.apply(logits, first, active) if self.rows.edited else None
+        return _column(self._draw(logits.unsqueeze(1), place, first, edited), 0)
+
+    def _draw(
+        self,
+        logits: Float[Tensor, "N T V"],
+        places: Int[Tensor, "N T"],
+        first: int = 0,
+        edited: Float[Tensor, "N V"] | None = None,
+    ) -> Choice:
         """What rows first .. count - 1 put at `places`: tokens and log-probabilities, both (N, T)."""
-        logits, law = self.model.logits(hidden.flatten(0, 1)), self.rows.law
+        scores, law = logits.flatten(0, 1), self.rows.law if edited is None else None
         if law is not None and law.temperature == 0:
-            return Choice(*(each.view_as(places) for each in likeliest(logits)))
+            return Choice(*(each.view_as(places) for each in likeliest(scores)))
         row = self.rows.fields(first)
         uniforms = uniform(row.key.unsqueeze(1), places).flatten()
         if law is not None and not law.truncates:
-            drawn = draw(logits, uniforms, law.temperature)
+            drawn = draw(scores, uniforms, law.temperature)
         else:
-            temperature, top_p = self.rows.laws(first)
-            laws = (each.unsqueeze(1).expand_as(places).flatten() for each in (temperature, row.top_k, top_p))
-            drawn = draw_each(logits, uniforms, *laws)
+            temperature, top_p, min_p = self.rows.laws(first)
+            laws = (each.unsqueeze(1).expand_as(places).flatten() for each in (temperature, row.top_k, top_p, min_p))
+            drawn = draw_each(scores, uniforms, *laws, edited=edited)
         return Choice(*(each.view_as(places) for each in drawn))
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy `weights` over the model's; ValueError, and nothing changed, unless all names and shapes fit."""
+        own = self.model.state_dict()
+        if strangers := sorted(own.keys() ^ weights.keys()):
+            what = "the weights lack" if strangers[0] in own else "the model has no"
+            raise ValueError(f"{what} {strangers[0]}; give all weights by the names of the model's state_dict")
+        for name, weight in weights.items():
+            if weight.shape != own[name].shape:
+                raise ValueError(
+                    f"{name} has the shape {tuple(weight.shape)}, but the model's {tuple(own[name].shape)}; "
+                    "give weights of the same model"
+                )
+        for name, weight in weights.items():
+            own[name].copy_(weight)
+
+    def reread(self) -> None:
+        """Fill the cache anew, as if the present weights had read all rows' prompts and tokens, and draft anew."""
+        rows = self.rows
+        position = rows.fields().position.tolist()
+        texts = [
+            [*tenant.request.prompt, *rows.tokens_from(row, 0)][: position[row]]  # the newest token is not read yet
+            for row, tenant in enumerate(rows.tenants)
+        ]
+        first, states = 0, list[Tensor]()
+        while first < len(texts):
+            last = first + 1
+            while last < len(texts) and max(map(len, texts[first : last + 1])) * (last + 1 - first) <= PREFILL_TOKENS:
+                last += 1
+            hidden = self._read(texts[first:last], first)
+            ends = rows.fields().position[first:last] - 1
+            states.append(hidden[torch.arange(last - first, device=self.device), ends])
+            first = last
+        if self.drafts and texts:
+            row = rows.fields()
+            end = row.position.unsqueeze(1) - 1
+            self._guess(torch.cat(states).unsqueeze(1), row.token.unsqueeze(1), end, torch.zeros_like(row.token))
 
     def drop(self, finished: Bool[Tensor, " N"]) -> None:
         """Take finished rows out; the last active ones move to their places."""
+        edited, traced = self.rows.edited, self.rows.traced
         source, target = self.rows.close_ranks(finished)
         if len(target):
             self.cache.copy_rows(source, target, self._reach)
+            if edited:
+                self.edits.move(source, target)
+            if traced:
+                self.traces.move(source, target)
         self._reach = self._newest_place() + 1 if self.rows.count else 0
 
     def clear(self) -> None:
         """Take all rows out."""
-        self.rows.count = self._reach = 0
+        self.rows.clear()
+        self._reach = 0
 
     def _newest_place(self) -> int:
         return int(self.rows.fields().position.max())

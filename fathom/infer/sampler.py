@@ -1,4 +1,4 @@
-"""Drawing tokens: temperature, top-k, top-p, and random numbers that belong to a place, not to a batch.
+"""Drawing tokens: temperature, min-p, top-k, top-p, and random numbers that belong to a place, not to a batch.
 
 One uniform number is hashed from (seed, sample, position) and inverts the cumulative distribution. The same request
 therefore draws the same text alone or in a crowd, in any row, and with drafts checked ahead: no generator is advanced,
@@ -29,10 +29,11 @@ class Law(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
 
     @property
     def truncates(self) -> bool:
-        return self.top_k > 0 or self.top_p < 1.0
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
 
 class Choice(NamedTuple):
@@ -69,29 +70,44 @@ def draw_each(
     temperature: Float[Tensor, " N"],
     top_k: Int[Tensor, " N"],
     top_p: Float[Tensor, " N"],
+    min_p: Float[Tensor, " N"],
+    edited: Float[Tensor, "N V"] | None = None,
 ) -> Choice:
-    """Draw each row by a law of its own; temperature 0 takes the likeliest token. Overwrites `logits`.
+    """Draw each row by a law of its own; temperature 0 takes the likeliest token. Overwrites `logits` and `edited`.
 
-    Log-probabilities are those before truncation, at temperature 1 where it is 0.
+    With `edited`, logits that were changed before the draw, tokens are drawn from those. Log-probabilities stay the
+    model's own: of `logits`, before truncation, at temperature 1 where it is 0.
     """
-    best, greedy = peak(logits)[1], temperature == 0
-    probability = logits.div_(temperature.masked_fill(greedy, 1.0).unsqueeze(1)).softmax(-1)
-    drawn = invert(truncate(probability, top_k, top_p), uniforms)
-    return _chosen(probability, torch.where(greedy, best, drawn))
+    greedy = temperature == 0
+    scale = temperature.masked_fill(greedy, 1.0).unsqueeze(1)
+    best = peak(logits if edited is None else edited)[1]
+    probability = logits.div_(scale).softmax(-1)
+    law = probability if edited is None else edited.div_(scale).softmax(-1)
+    drawn = invert(truncate(law, top_k, top_p, min_p), uniforms)
+    choice = _chosen(probability, torch.where(greedy, best, drawn))
+    if edited is None:
+        return choice
+    # a token may have been forced whose probability is too small for float32, but not its logarithm
+    exact = logits.gather(1, choice.token.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
+    return Choice(choice.token, torch.where(choice.logprob == -torch.inf, exact, choice.logprob))
 
 
 def truncate(
-    probability: Float[Tensor, "N V"], top_k: Int[Tensor, " N"], top_p: Float[Tensor, " N"]
+    probability: Float[Tensor, "N V"],
+    top_k: Int[Tensor, " N"],
+    top_p: Float[Tensor, " N"],
+    min_p: Float[Tensor, " N"],
 ) -> Float[Tensor, "N V"]:
-    """Zeros for the tokens that are ruled out: all but the `top_k` likeliest (0 keeps all), then of these all but the
-    fewest that hold the share `top_p` of their mass. Of equals the first stay; the likeliest always does."""
-    rows = ((top_k > 0) | (top_p < 1)).nonzero().flatten()
+    """Zeros for the tokens that are ruled out: those less likely than `min_p` times the likeliest, then all but the
+    `top_k` likeliest (0 keeps all), then of these all but the fewest that hold the share `top_p` of their mass. Of
+    equals the first stay; the likeliest always does."""
+    rows = ((top_k > 0) | (top_p < 1) | (min_p > 0)).nonzero().flatten()
     if not rows.numel():
         return probability
     ranked, order = probability[rows].sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(ranked.shape[1], device=ranked.device)
     k = top_k[rows].unsqueeze(1)
-    ranked.masked_fill_((rank >= k) & (k > 0), 0.0)
+    ranked.masked_fill_((rank >= k) & (k > 0) | (ranked < min_p[rows].unsqueeze(1) * ranked[:, :1]), 0.0)
     before = ranked.cumsum(-1, dtype=torch.float64) - ranked
     enough = before >= top_p[rows].unsqueeze(1) * ranked.sum(-1, keepdim=True, dtype=torch.float64)
     ranked.masked_fill_(enough & (rank > 0), 0.0)

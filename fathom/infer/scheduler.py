@@ -34,6 +34,11 @@ class Queue:
             self._waiting.append(Admission(request_id, request, samples, streams))
         self._samples += request.n
 
+    def remove(self, request_id: int) -> None:
+        """Let nobody of a request in any more."""
+        self._samples -= sum(len(each.samples) for each in self._waiting if each.request_id == request_id)
+        self._waiting = deque(each for each in self._waiting if each.request_id != request_id)
+
     def take(self, free: int) -> list[Admission]:
         """Those who enter `free` rows now, in one prompt pass: nobody while too few rows are free to be worth it."""
         taken: list[Admission] = []

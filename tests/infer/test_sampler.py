@@ -63,23 +63,48 @@ def test_draws_follow_softmax(temperature: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p", "kept"),
+    ("temperature", "top_k", "top_p", "min_p", "kept"),
     [
-        (1.0, 3, 1.0, [0, 7, 1]),
-        (0.7, 0, 0.75, [0, 7, 1]),  # the two likeliest hold 0.736
-        (1.0, 4, 0.85, [0, 7, 1]),  # 0.749 of all, but 0.899 of the four likeliest
-        (1.0, 1, 1.0, [0]),
-        (1.0, 0, 0.0, [0]),
+        (1.0, 3, 1.0, 0.0, [0, 7, 1]),
+        (0.7, 0, 0.75, 0.0, [0, 7, 1]),  # the two likeliest hold 0.736
+        (1.0, 4, 0.85, 0.0, [0, 7, 1]),  # 0.749 of all, but 0.899 of the four likeliest
+        (1.0, 1, 1.0, 0.0, [0]),
+        (1.0, 0, 0.0, 0.0, [0]),
+        (1.0, 0, 1.0, 0.3, [0, 7, 1]),  # e^-0.5, e^-1 and e^-1.5 of the likeliest: 0.61, 0.37, 0.22
+        (2.0, 0, 1.0, 0.3, [0, 7, 1, 2, 8, 3]),
+        (1.0, 2, 1.0, 0.3, [0, 7]),
+        (1.0, 0, 0.51, 0.3, [0, 7]),  # the likeliest holds 0.506 of the three that are left, 0.396 of all
+        (1.0, 0, 0.5, 0.3, [0]),
+        (1.0, 0, 1.0, 1.0, [0]),
     ],
 )
-def test_truncated_draws_follow_what_is_left(temperature: float, top_k: int, top_p: float, kept: list[int]) -> None:
+def test_truncated_draws_follow_what_is_left(
+    temperature: float, top_k: int, top_p: float, min_p: float, kept: list[int]
+) -> None:
     law = (LOGITS / temperature).softmax(-1)
     left = torch.zeros_like(law)
     left[kept] = law[kept]
-    each = (torch.full((DRAWS,), temperature), torch.full((DRAWS,), top_k), torch.full((DRAWS,), top_p))
+    each = (torch.full((DRAWS,), number) for number in (temperature, top_k, top_p, min_p))
     drawn = draw_each(LOGITS.repeat(DRAWS, 1), uniforms(DRAWS), *each)
     assert_follows(drawn.token, left)
     torch.testing.assert_close(drawn.logprob, law.log()[drawn.token])  # nothing truncated
+
+
+def test_edited_logits_are_drawn_from_and_truncated_but_the_logprobs_are_the_models() -> None:
+    edited = LOGITS + torch.tensor([-torch.inf, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, -1.0, 1.0])
+    law = (edited / 0.8).softmax(-1)
+    left = torch.where(law >= law.topk(3).values[-1], law, 0.0)
+    each = (torch.full((DRAWS,), number) for number in (0.8, 3, 1.0, 0.0))
+    drawn = draw_each(LOGITS.repeat(DRAWS, 1), uniforms(DRAWS), *each, edited.repeat(DRAWS, 1))
+    assert_follows(drawn.token, left)
+    torch.testing.assert_close(drawn.logprob, (LOGITS / 0.8).log_softmax(-1)[drawn.token])
+
+
+def test_the_logprob_of_a_token_too_rare_for_float32_is_finite() -> None:
+    logits, forced = torch.tensor([[0.0, -500.0]]), torch.tensor([[-torch.inf, 0.0]])
+    each = (torch.tensor([number]) for number in (1.0, 0, 1.0, 0.0))
+    drawn = draw_each(logits, uniforms(1), *each, forced)
+    assert (drawn.token.item(), drawn.logprob.item()) == (1, -500.0)
 
 
 def test_rows_of_unequal_laws_draw_as_they_would_alone() -> None:
@@ -87,7 +112,7 @@ def test_rows_of_unequal_laws_draw_as_they_would_alone() -> None:
     temperature = torch.tensor([0.0, 0.7, 1.0]).repeat(100)
     top_k, top_p = torch.tensor([0, 0, 0, 5]).repeat(75), torch.tensor([1.0, 1.0, 0.6, 1.0, 1.0]).repeat(60)
     numbers = uniforms(300)
-    together = draw_each(logits.clone(), numbers, temperature, top_k, top_p)
+    together = draw_each(logits.clone(), numbers, temperature, top_k, top_p, torch.zeros(300))
     plain = (top_k == 0) & (top_p == 1)
     for value in (0.7, 1.0):
         rows = plain & (temperature == value)
@@ -106,7 +131,7 @@ def test_the_likeliest_token_is_the_first_of_equals_with_its_logprob() -> None:
 
 def test_truncation_keeps_k_tokens_and_the_first_of_equals() -> None:
     probability = torch.tensor([[0.2, 0.2, 0.2, 0.2, 0.2], [0.1, 0.4, 0.1, 0.3, 0.1], [0.1, 0.4, 0.1, 0.3, 0.1]])
-    left = truncate(probability, torch.tensor([2, 0, 0]), torch.tensor([1.0, 0.69, 1.0]))
+    left = truncate(probability, torch.tensor([2, 0, 0]), torch.tensor([1.0, 0.69, 1.0]), torch.zeros(3))
     torch.testing.assert_close(
         left, torch.tensor([[0.2, 0.2, 0, 0, 0], [0, 0.4, 0, 0.3, 0], [0.1, 0.4, 0.1, 0.3, 0.1]])
     )

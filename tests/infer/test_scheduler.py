@@ -47,3 +47,12 @@ def test_one_prompt_pass_is_bounded() -> None:
     third = PREFILL_TOKENS // 3
     queue = fill(Queue(8), *[request(third)] * 5, request(PREFILL_TOKENS * 2))
     assert [len(queue.take(8)) for _ in range(4)] == [3, 2, 1, 0]
+
+
+def test_removed_requests_are_waited_for_no_more() -> None:
+    queue = fill(Queue(16), request(n=20), request(n=1), request(n=1))
+    assert taken(queue, 16) == [(0, range(16))]
+    queue.remove(0)
+    assert taken(queue, 2) == [(1, range(1)), (2, range(1))]
+    queue.remove(2)
+    assert taken(queue, 16) == []
