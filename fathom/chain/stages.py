@@ -315,11 +315,11 @@ def last_line(run: Run, stage: str) -> Record:
 def training_record(run: Run, stage: str, model: Transformer, train: TrainConfig, data_hash: str) -> Record:
     """The ledger's figures of a training stage."""
     lines = run.read_metrics(stage)
-    tokens = sum(line["tokens"] for line in lines)
+    flops_per_token = {mtp: train_flops_per_token(model.config, train.seq_len, mtp) for mtp in (False, True)}
     return {
         "steps": train.steps,
-        "tokens": tokens,
-        "flops": train_flops_per_token(model.config, train.seq_len) * tokens,
+        "tokens": sum(line["tokens"] for line in lines),
+        "flops": sum(flops_per_token["loss_mtp" in line] * line["tokens"] for line in lines),
         "loss": lines[-1]["loss_main"] if lines else None,
         "data_hash": data_hash,
         "weights_hash": weights_hash(model),

@@ -47,7 +47,7 @@ def train_language(
     so an interrupted run repeats exactly what an unbroken one does. `validation` batches are this process's too.
     """
     state = resume(place, TrainState.start(model, config.optimizer))
-    flops_per_token = train_flops_per_token(model.config, config.seq_len)
+    flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step
@@ -67,7 +67,7 @@ def train_language(
         state.step += 1
         metrics: dict[str, object] = {**language_metrics(report), "lr": rates.lr, "rows": int(denominators.rows)}
         tokens = denominators.rows * micro_batches[0].tokens.shape[1]
-        metrics |= speed_metrics(tokens, time.perf_counter() - started, flops_per_token, place.world)
+        metrics |= speed_metrics(tokens, time.perf_counter() - started, flops_per_token[weight > 0], place.world)
         if config.validate_every and validation and state.step % config.validate_every == 0:
             metrics["validation_loss"] = validation_loss(model, validation, place, mask_documents)
         finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps)

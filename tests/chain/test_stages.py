@@ -215,3 +215,15 @@ def test_operations_are_counted_from_tokens(finished: Path, micro: Config) -> No
     per_token = stages.train_flops_per_token(micro.model, micro.grpo.sampling.max_tokens, mtp=False)
     assert line["flops"] == pytest.approx(per_token * (line["tokens"] / 3 + line["trained_tokens"]))
     assert np.isfinite(line["flops"])
+
+
+def test_operations_of_mtp_count_for_the_steps_that_trained_it(run: Run, micro: Config) -> None:
+    model = Transformer(micro.model)
+    run.append_metrics("late", 1, tokens=100, loss_main=2.0)
+    run.append_metrics("late", 2, tokens=100, loss_main=1.0, loss_mtp=3.0)
+    record = stages.training_record(run, "late", model, micro.pretrain, "")
+    plain, with_mtp = (
+        stages.train_flops_per_token(micro.model, micro.pretrain.seq_len, mtp=mtp) for mtp in (False, True)
+    )
+    assert with_mtp > plain
+    assert (record["tokens"], record["flops"]) == (200, 100 * plain + 100 * with_mtp)
