@@ -126,7 +126,7 @@ def test_requests_are_taken_up_a_few_at_a_time(engine: Engine) -> None:
         ({"zzz": 1.0}, "the fields are temperature, top_p"),
         ({"temperature": "hot"}, "temperature='hot' is not a number; give one"),
         ({"temperature": float("nan")}, "temperature=nan is not a number"),
-        ({"temperature": -1}, "temperature=-1 is negative"),
+        ({"temperature": -1}, "temperature=-1 is not a finite number of at least 0"),
         ({"max_tokens": 2.5}, "max_tokens=2.5 is not a whole number"),
         ({"max_tokens": True}, "max_tokens=True is not a whole number"),
         ({"max_tokens": 60}, "shorten the prompt or lower max_tokens"),
