@@ -23,7 +23,7 @@ from fathom.plan.memory import capacity, fix
 from fathom.plan.prediction import prediction
 from fathom.plan.published import published_figures
 from fathom.plan.question import Question, parse_times, parse_tokens
-from fathom.plan.schedule import bubble, simulate
+from fathom.plan.schedule import bubble, simulate, stages_of
 from fathom.plan.search import Found, command, is_trainable
 from fathom.plan.serving import Server, serving_dtype
 from fathom.plan.spread import NODE, Spread, choose_devices, price_of, spread_over
@@ -203,7 +203,7 @@ def _pipeline(question: Question) -> Plan:
     """The pipeline that was asked for, played out, and the idle time of others with as many stages (V3 Table 2)."""
     times, ranks = parse_times(question.times), question.ranks
     timeline = simulate(question.schedule, ranks, question.micro_batches, times)
-    stages = 2 * ranks if question.schedule == "dualpipev" else ranks
+    stages = stages_of(question.schedule, ranks)
     devices = {"1f1b": stages, "zb1p": stages, "dualpipe": stages, "dualpipev": stages // 2}
     return {
         "schedule": question.schedule,

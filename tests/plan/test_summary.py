@@ -94,3 +94,5 @@ def test_a_pipeline_is_played_out_beside_others_of_as_many_stages() -> None:
     bubbles = {row["schedule"]: row["bubble"] for row in found["schedule"]["bubbles"]}
     assert bubbles == {"1f1b": 21, "zb1p": 7, "dualpipe": 6, "dualpipev": 6}
     assert found["schedule"]["bubble"] == 6
+    found = make_plan(preset("laptop"), Question(schedule="zbv", ranks=4))  # two stages a rank
+    assert {row["schedule"]: row["devices"] for row in found["schedule"]["bubbles"]}["1f1b"] == 8
