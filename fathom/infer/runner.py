@@ -58,10 +58,10 @@ class Runner:
         width = max(map(len, prompts))
         tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.device)
         places = torch.arange(width, device=self.device).expand_as(tokens)
-        slots = CacheSlots.at(self.cache, first, places, width, fresh=True)
+        slots = self._slots(first, places, width, fresh=True)
         hidden = self.model(tokens, slots=slots)
         if self.drafts and width > 1:
-            slots = CacheSlots.at(self.cache, first, places[:, :-1], width - 1, fresh=True)
+            slots = self._slots(first, places[:, :-1], width - 1, fresh=True)
             self.model.predict_further(0, hidden[:, :-1], tokens[:, 1:], slots=slots)
         return hidden
 
@@ -73,7 +73,7 @@ class Runner:
             return
         row = self.rows.fields()
         place = row.position.unsqueeze(1)
-        slots = CacheSlots.at(self.cache, 0, place, self._reach, fresh=False)
+        slots = self._slots(0, place, self._reach)
         hidden = self.model(row.token.unsqueeze(1), slots=slots)
         self._record(self._draw_next(self._logits(hidden, place + 1)[:, 0], place + 1))
         self._reach += 1
@@ -81,7 +81,7 @@ class Runner:
     def _decode_with_drafts(self) -> None:
         row = self.rows.fields()
         places = torch.stack((row.position, row.position + 1), dim=1)
-        slots = CacheSlots.at(self.cache, 0, places, self._reach + 1, fresh=False)
+        slots = self._slots(0, places, self._reach + 1)
         hidden = self.model(torch.stack((row.token, row.draft), dim=1), slots=slots)
         logits = self._logits(hidden, places + 1)
         if self.rows.edited:  # what follows the draft is drawn once the draft counts among the tokens drawn
@@ -101,6 +101,10 @@ class Runner:
         self._reach = self._newest_place() + 1
         self._guess(hidden, torch.stack((first.token, second.token), dim=1), places, kept.long())
 
+    def _slots(self, first: int, places: Int[Tensor, "N T"], length: int, fresh: bool = False) -> CacheSlots:
+        """Where the tokens of rows from `first` on at `places` are cached; they see the first `length` places."""
+        return CacheSlots.at(self.cache, first, places, length, fresh)
+
     def _record(self, choice: Choice, first: int = 0, advance: int | Int[Tensor, " N"] = 1) -> None:
         self.rows.record(choice, first, advance)
         if self.rows.edited:
@@ -115,7 +119,7 @@ class Runner:
         first: int = 0,
     ) -> None:
         """Draft from the states at `places` and the tokens that follow them; a row now ends with column `newest`."""
-        slots = CacheSlots.at(self.cache, first, places, self._reach, fresh=False)
+        slots = self._slots(first, places, self._reach)
         states = self.model.predict_further(0, hidden, following, slots=slots)
         state = states[torch.arange(len(states), device=self.device), newest].unsqueeze(1)
         row = self.rows.fields(first)
