@@ -24,8 +24,20 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
     most = min(MOST_LOGPROBS, vocab_size)
     if not 0 <= request.top_logprobs <= most:
         raise ValueError(f"top_logprobs={request.top_logprobs} lies outside 0..{most}; ask for that many at most")
+    if not isinstance(request.namespace, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"namespace={request.namespace!r} is no string; give one")
     if type(request.seed) is not int:
         raise ValueError(f"seed={request.seed!r} is no whole number; give one")
+
+
+def check_pages(request: Request, needed: int, pages: int, page_size: int) -> None:
+    """Raise ValueError if one completion, alone, needs more pages than there are."""
+    if needed > pages:
+        raise ValueError(
+            f"a prompt of {len(request.prompt)} tokens and max_tokens={request.sampling.max_tokens} need {needed} pages "
+            f"of {page_size} places, but the engine has pages={pages}; shorten the prompt, lower max_tokens or "
+            "give the engine more pages"
+        )
 
 
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:

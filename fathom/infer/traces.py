@@ -61,6 +61,19 @@ class Traces:
             traces.append(Trace(entropy[k], version[k], [*map(bool, drafted[k])], [*map(bool, accepted[k])], top))
         return traces
 
+    def save(self, row: int) -> tuple[Tensor, ...]:
+        """What was kept of a row."""
+        kept = (self._entropy[row], self._whole[:, row], self._tokens[row], self._logprobs[row])
+        return tuple(each.clone() for each in kept)
+
+    def restore(self, row: int, saved: tuple[Tensor, ...]) -> None:
+        """Keep again what `save` gave; tables may have grown since."""
+        entropy, whole, tokens, logprobs = saved
+        self._entropy[row, : len(entropy)] = entropy
+        self._whole[:, row, : whole.shape[1]] = whole
+        for table, kept in ((self._tokens, tokens), (self._logprobs, logprobs)):
+            table[row, : kept.shape[0], : kept.shape[1]] = kept
+
     def move(self, source: Int[Tensor, " M"], target: Int[Tensor, " M"]) -> None:
         """Rows `source` have moved to `target`."""
         for table in (self._entropy, self._tokens, self._logprobs):
