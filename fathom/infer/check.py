@@ -34,8 +34,8 @@ def check_pages(request: Request, needed: int, pages: int, page_size: int) -> No
     """Raise ValueError if one completion, alone, needs more pages than there are."""
     if needed > pages:
         raise ValueError(
-            f"a prompt of {len(request.prompt)} tokens and max_tokens={request.sampling.max_tokens} need {needed} pages "
-            f"of {page_size} places, but the engine has pages={pages}; shorten the prompt, lower max_tokens or "
+            f"a prompt of {len(request.prompt)} tokens and max_tokens={request.sampling.max_tokens} need {needed} "
+            f"pages of {page_size} places, but the engine has pages={pages}; shorten the prompt, lower max_tokens or "
             "give the engine more pages"
         )
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fathom.infer.check import check_request
-from fathom.infer.paging import Paging
+from fathom.infer.paging import Counters, Paging
 from fathom.infer.request import Piece, Request
 from fathom.infer.runner import Runner
 from fathom.infer.scheduler import Queue
@@ -27,10 +27,10 @@ class Engine:
     `swap_weights` also while rows are, and pieces name their version.
 
     With `pages` rows share a pool of so many pages of `page_size` tokens and hold what their texts fill, so that there
-    can be more rows than would fit at full length. A step reads at most `step_tokens`, those of long prompts by chunks,
-    and full pages of earlier texts are found again unless `prefix_cache` is off; an engine that keeps pages must be
-    told of changed weights by `swap_weights`. By default a GPU has as many pages as fit, and a CPU, where a row in one
-    stretch is read faster, has none; 0 asks for none.
+    can be more rows than would fit at full length. A step runs about `step_tokens` at most: long prompts are read by
+    chunks. Full pages of earlier texts are found again unless `prefix_cache` is off, so such an engine must be told of
+    changed weights by `swap_weights`. By default a GPU has as many pages as fit, and a CPU, where a row in one stretch
+    is read faster, has none; 0 asks for none.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Engine:
                 raise ValueError(f"{name}={value} holds no token; give 1 or more")
         self._capacity = limit if capacity is None else capacity
         self._vocab_size = model.config.vocab_size
-        tables = lay_tables(model, rows, self._capacity, int(drafts), pages, page_size, prefix_cache)
+        tables = lay_tables(model, rows, self._capacity, drafts, pages, page_size, prefix_cache)
         self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, tables)
         self._paging = Paging(self._runner, tables, step_tokens) if tables else None
         self._queue = Queue(rows)
@@ -85,29 +85,9 @@ class Engine:
         return 1 + self._runner.verdicts[1].item() / max(self._runner.row_steps, 1)
 
     @property
-    def pages_used(self) -> int:
-        """Pages that requests in flight hold; 0 without pages, as all the counts that follow."""
-        return self._runner.tables.pool.used if self._runner.tables else 0
-
-    @property
-    def pages_free(self) -> int:
-        """Pages to be had: those that are kept only to be found again are among them."""
-        return self._runner.tables.pool.available if self._runner.tables else 0
-
-    @property
-    def prefix_queries(self) -> int:
-        """Tokens of prompts so far."""
-        return self._paging.prefix_queries if self._paging else 0
-
-    @property
-    def prefix_hits(self) -> int:
-        """Tokens of these that were found in the cache."""
-        return self._paging.prefix_hits if self._paging else 0
-
-    @property
-    def preemptions(self) -> int:
-        """Samples so far that gave their pages to older ones, to be read again."""
-        return self._paging.preemptions if self._paging else 0
+    def counters(self) -> Counters:
+        """Of pages and prefixes; all 0 without pages."""
+        return self._paging.counters if self._paging else Counters()
 
     @torch.inference_mode()
     def submit(self, request: Request, stream: bool = False) -> int:

@@ -1,6 +1,7 @@
 """Letting requests in by free pages, reading their prompts between decoding steps, and taking pages back."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -31,6 +32,16 @@ class Reading:
         return _age(self.enters)
 
 
+class Counters(NamedTuple):
+    """What a server shows of its pages."""
+
+    pages_used: int = 0  # that requests in flight hold
+    pages_free: int = 0  # to be had: those among them that are kept only to be found again, too
+    prefix_queries: int = 0  # tokens of all prompts
+    prefix_hits: int = 0  # of these, found in the cache
+    preemptions: int = 0  # samples that gave their pages to older ones, to be read again
+
+
 class Paging:
     """Between the queue and the rows of a runner with tables.
 
@@ -44,9 +55,12 @@ class Paging:
         self._readings: list[Reading] = []  # the oldest first
         self._parked: list[Parked] = []
         self._stuck: object = None  # who found too few pages, and how many there were
-        self.prefix_queries = 0  # tokens of prompts that were looked for
-        self.prefix_hits = 0  # and found
-        self.preemptions = 0  # samples that gave their pages back
+        self._queries, self._hits, self._preemptions = 0, 0, 0
+
+    @property
+    def counters(self) -> Counters:
+        pool = self._tables.pool
+        return Counters(pool.used, pool.available, self._queries, self._hits, self._preemptions)
 
     def check(self, request: Request) -> None:
         """Raise ValueError for a request of which one completion, alone, has too few pages."""
@@ -72,8 +86,6 @@ class Paging:
                 return
             if isinstance(entrant, Admission):
                 queue.pop()
-                self.prefix_queries += reading.size
-                self.prefix_hits += reading.cached
             else:
                 self._parked.remove(entrant)
             self._readings.append(reading)
@@ -184,6 +196,8 @@ class Paging:
             return
         admissions = [each.enters for each, _ in ready if isinstance(each.enters, Admission)]
         for each, _ in ready:
+            self._queries += each.size
+            self._hits += each.cached
             self._tables.enter(self._tables.fork(each.holding, each.size, _samples(each.enters)))
         first = self._runner.rows.count
         self._runner.enter(admissions, torch.stack([state for _, state in ready]))
@@ -211,7 +225,7 @@ class Paging:
         finished = torch.zeros(rows.count, dtype=torch.bool, device=self._runner.device)
         finished[row] = True
         self._runner.drop(finished)
-        self.preemptions += 1
+        self._preemptions += 1
 
     def _stop(self, reading: Reading, queue: Queue) -> None:
         """Let a text wait again."""

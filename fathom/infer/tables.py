@@ -28,7 +28,8 @@ class Tables:
     """A cache of pages, their pool, and the holding of every active row.
 
     Rows share the full pages of a common prompt and write behind them; what they would write into is theirs alone.
-    `ahead` places behind a row's newest token are written too, by drafts.
+    Drafts write to `ahead` places behind a row's newest token too, and what they have cached of a token depends on the
+    `lookahead` tokens behind it.
     """
 
     def __init__(
@@ -39,14 +40,15 @@ class Tables:
         pages: int,
         page_size: int,
         ahead: int,
+        lookahead: int,
         prefix_cache: bool,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.cache = PagedCache(config, pages + 1, page_size, dtype, device)  # one more: NOBODY's
         self.pool = Pool(pages)
-        self.page_size, self.ahead, self.prefix_cache = page_size, ahead, prefix_cache
-        self.device = device
+        self.page_size, self.ahead, self.lookahead = page_size, ahead, lookahead
+        self.prefix_cache, self.device = prefix_cache, device
         self.holdings: list[Holding] = []  # of rows 0 .. count - 1
         self._table = torch.full((rows, self.pages_of(capacity)), NOBODY, dtype=torch.int32, device=device)
 
@@ -67,8 +69,8 @@ class Tables:
         """The published pages with the first `size` tokens of a text, of which at least one is left to read."""
         found, last, tip = list[int](), None, root(version, namespace)
         if self.prefix_cache:
-            reach = (size - 1) // self.page_size * self.page_size + self._behind
-            found, last = self.pool.find(links(text[:reach], self.page_size, self._behind, 0, tip))
+            reach = (size - 1) // self.page_size * self.page_size + self.lookahead
+            found, last = self.pool.find(links(text[:reach], self.page_size, self.lookahead, 0, tip))
         return Holding(found, version, len(found), last or tip)
 
     def publish(self, holding: Holding, text: Sequence[int], done: int, version: int) -> None:
@@ -78,9 +80,9 @@ class Tables:
         """
         if not self.prefix_cache or holding.version != version:
             return
-        full = min(done, len(text) - self._behind) // self.page_size
-        reach = text[: full * self.page_size + self._behind]
-        for link in links(reach, self.page_size, self._behind, holding.full, holding.tip):
+        full = min(done, len(text) - self.lookahead) // self.page_size
+        reach = text[: full * self.page_size + self.lookahead]
+        for link in links(reach, self.page_size, self.lookahead, holding.full, holding.tip):
             holding.tip = self.pool.publish(holding.pages[holding.full], link)
             holding.full += 1
 
@@ -143,34 +145,30 @@ class Tables:
             self.release(holding)
         self.holdings.clear()
 
-    @property
-    def _behind(self) -> int:
-        """Tokens behind a page that what it holds depends on: an MTP module's entries are made with the next one."""
-        return min(self.ahead, 1)
-
     def _shared(self, size: int) -> int:
         """Pages of a text that nobody who goes on with it writes to again."""
-        return (size - self._behind) // self.page_size
+        return (size - self.lookahead) // self.page_size
 
 
 def pages_that_fit(
-    config: ModelConfig, rows: int, capacity: int, page_size: int, ahead: int, dtype: torch.dtype, device: torch.device
+    config: ModelConfig, rows: int, capacity: int, page_size: int, dtype: torch.dtype, free_bytes: int
 ) -> int:
-    """As many pages as all rows can fill, if they fit a GPU's free memory but for a tenth."""
+    """As many pages as `rows` full rows fill, if these fit into nine tenths of the free memory."""
     page_bytes = page_size * config.attention.cache_width * cached_layers(config) * dtype.itemsize
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(rows * -(-(capacity + ahead) // page_size), int(0.9 * free) // page_bytes))
+    return max(1, min(rows * -(-capacity // page_size), free_bytes * 9 // 10 // page_bytes))
 
 
 def lay_tables(
-    model: Transformer, rows: int, capacity: int, ahead: int, pages: int | None, page_size: int, prefix_cache: bool
+    model: Transformer, rows: int, capacity: int, drafts: bool, pages: int | None, page_size: int, prefix_cache: bool
 ) -> Tables | None:
     """Tables as `Engine` describes them; None where rows are to lie in stretches."""
-    weight = model.embedding.weight
+    config, weight = model.config, model.embedding.weight
     if pages is not None and pages < 0:
         raise ValueError(f"pages={pages} is negative; give the number of pages, or 0 for rows without pages")
+    ahead = int(drafts)  # MTP module 0 drafts one token, and its entries are made with the token of the next place
     if pages is None and weight.is_cuda:
-        pages = pages_that_fit(model.config, rows, capacity, page_size, ahead, weight.dtype, weight.device)
+        free_bytes, _ = torch.cuda.mem_get_info(weight.device)
+        pages = pages_that_fit(config, rows, capacity + ahead, page_size, weight.dtype, free_bytes)
     if not pages:
         return None
-    return Tables(model.config, rows, capacity, pages, page_size, ahead, prefix_cache, weight.dtype, weight.device)
+    return Tables(config, rows, capacity, pages, page_size, ahead, ahead, prefix_cache, weight.dtype, weight.device)
