@@ -24,8 +24,6 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
     most = min(MOST_LOGPROBS, vocab_size)
     if not 0 <= request.top_logprobs <= most:
         raise ValueError(f"top_logprobs={request.top_logprobs} lies outside 0..{most}; ask for that many at most")
-    if not isinstance(request.namespace, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"namespace={request.namespace!r} is no string; give one")
     if type(request.seed) is not int:
         raise ValueError(f"seed={request.seed!r} is no whole number; give one")
 
