@@ -28,6 +28,16 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
         raise ValueError(f"seed={request.seed!r} is no whole number; give one")
 
 
+def check_pages(request: Request, needed: int, pages: int, page_size: int) -> None:
+    """Raise ValueError if one completion, alone, needs more pages than there are."""
+    if needed > pages:
+        raise ValueError(
+            f"a prompt of {len(request.prompt)} tokens and max_tokens={request.sampling.max_tokens} need {needed} "
+            f"pages of {page_size} places, but the engine has pages={pages}; shorten the prompt, lower max_tokens or "
+            "give the engine more pages"
+        )
+
+
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
     numbers = list(ids)
     try:

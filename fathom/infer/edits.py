@@ -51,6 +51,16 @@ class Edits:
                     biases[tenant.request_id] = self._bias_of(request)
                 self._bias[row] = biases[tenant.request_id]
 
+    def save(self, row: int) -> tuple[Int[Tensor, " V"], Int[Tensor, ""]]:
+        """What depends on the tokens that a row drew: how often it drew each, and where forcing begins."""
+        return self._drawn[row].clone(), self._plan[row, 1].clone()
+
+    def restore(self, row: int, saved: tuple[Int[Tensor, " V"], Int[Tensor, ""]]) -> None:
+        """Set what `save` gave for a row that was admitted anew; a table that came since counts nothing of it."""
+        drawn, begin = saved
+        self._drawn[row, : len(drawn)] = drawn
+        self._plan[row, 1] = begin
+
     def note(self, token: Int[Tensor, " N"], first: int, advance: int | Int[Tensor, " N"]) -> None:
         """Take note of the token that rows first .. count - 1 recorded, again where they `advance` by 0."""
         rows, span = self._rows, slice(first, self._rows.count)

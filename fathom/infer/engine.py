@@ -8,9 +8,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fathom.infer.check import check_request
+from fathom.infer.paging import Counters, Paging
 from fathom.infer.request import Piece, Request
 from fathom.infer.runner import Runner
 from fathom.infer.scheduler import Queue
+from fathom.infer.tables import lay_tables
 from fathom.model import Transformer
 
 FIRST_CAPACITY = 64  # tokens a row holds before it first grows
@@ -23,9 +25,25 @@ class Engine:
     rows grow as requests need, up to the model's max_position_embeddings. With `drafts` MTP module 0 drafts a token
     ahead, which leaves every text as it is. Weights may change between calls while nothing is in flight; with
     `swap_weights` also while rows are, and pieces name their version.
+
+    With `pages` rows share a pool of so many pages of `page_size` tokens and hold what their texts fill, so that there
+    can be more rows than would fit at full length. A step runs about `step_tokens` at most: long prompts are read by
+    chunks. Full pages of earlier texts are found again unless `prefix_cache` is off, so such an engine must be told of
+    changed weights by `swap_weights`. By default a GPU has as many pages as fit, and a CPU, where a row in one stretch
+    is read faster, has none; 0 asks for none.
     """
 
-    def __init__(self, model: Transformer, rows: int, capacity: int | None = None, drafts: bool = False) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        rows: int,
+        capacity: int | None = None,
+        drafts: bool = False,
+        pages: int | None = None,
+        page_size: int = 64,
+        step_tokens: int = 2048,
+        prefix_cache: bool = True,
+    ) -> None:
         limit = model.config.max_position_embeddings
         if rows < 1:
             raise ValueError(f"rows={rows} decodes nothing; give 1 or more")
@@ -33,9 +51,14 @@ class Engine:
             raise ValueError(f"capacity={capacity} is outside 2..{limit}, the model's max_position_embeddings")
         if drafts and not model.mtp:
             raise ValueError("drafts need an MTP module, and this model has num_nextn_predict_layers=0; decode without")
+        for name, value in (("page_size", page_size), ("step_tokens", step_tokens)):
+            if value < 1:
+                raise ValueError(f"{name}={value} holds no token; give 1 or more")
         self._capacity = limit if capacity is None else capacity
         self._vocab_size = model.config.vocab_size
-        self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts)
+        tables = lay_tables(model, rows, self._capacity, drafts, pages, page_size, prefix_cache)
+        self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, tables)
+        self._paging = Paging(self._runner, tables, step_tokens) if tables else None
         self._queue = Queue(rows)
         self._open: dict[int, int] = {}  # samples of each request in flight that are not finished
         self._next_id = 0
@@ -61,6 +84,11 @@ class Engine:
         """Tokens that a row gained per decoding step so far; 1 without drafts."""
         return 1 + self._runner.verdicts[1].item() / max(self._runner.row_steps, 1)
 
+    @property
+    def counters(self) -> Counters:
+        """Of pages and prefixes; all 0 without pages."""
+        return self._paging.counters if self._paging else Counters()
+
     @torch.inference_mode()
     def submit(self, request: Request, stream: bool = False) -> int:
         """Queue a request and return the id that its pieces carry; with `stream` they come with every step.
@@ -68,15 +96,19 @@ class Engine:
         Raises ValueError for a request that this engine cannot serve; see `check_request`.
         """
         check_request(request, self._vocab_size, self._capacity)
+        if self._paging:
+            self._paging.check(request)
         self._make_room(request)
         request_id, self._next_id = self._next_id, self._next_id + 1
         self._open[request_id] = request.n
-        self._queue.put(request_id, request, stream)
+        self._queue.put(request_id, request, stream, self._paging and self._paging.together(request))
         return request_id
 
     @torch.inference_mode()
     def step(self) -> list[Piece]:
         """Let waiting requests in, draw the next token of every active row, and return the pieces that are ready."""
+        if self._paging:
+            return self._step_by_pages(self._paging)
         pieces: list[Piece] = []
         rows = self._runner.rows
         while admissions := self._queue.take(rows.capacity - rows.count):
@@ -87,9 +119,23 @@ class Engine:
             pieces += self._collect()
         return pieces
 
+    def _step_by_pages(self, paging: Paging) -> list[Piece]:
+        """Read a share of the waiting prompts, then draw; an engine that has nothing left to do looks at its pages."""
+        was_busy = self.busy
+        paging.admit(self._queue)
+        paging.read()
+        pieces = self._collect()
+        paging.make_room(self._queue)
+        if self._runner.rows.count:
+            self._runner.decode()
+            pieces += self._collect()
+        if was_busy and not self.busy:
+            paging.check_pages()
+        return pieces
+
     @torch.inference_mode()
     def cancel(self, request_id: int) -> bool:
-        """End a request between two steps: its rows are free at once and no more pieces come.
+        """End a request between two steps: its rows and pages are free at once and no more pieces come.
 
         Returns whether it was in flight. Raises ValueError for an id that `submit` did not return.
         """
@@ -98,6 +144,8 @@ class Engine:
         if self._open.pop(request_id, None) is None:
             return False
         self._queue.remove(request_id)
+        if self._paging:
+            self._paging.cancel(request_id)
         rows = self._runner.rows
         mine = [tenant.request_id == request_id for tenant in rows.tenants]
         if any(mine):
@@ -130,8 +178,10 @@ class Engine:
         if weights is not None:
             self._runner.load(weights)
         self._runner.version = version
+        if self._paging:
+            self._paging.restart(self._queue)
         if in_flight == "recompute" and self._runner.rows.count:
-            self._runner.reread()
+            self._paging.park_all() if self._paging else self._runner.reread()
         return version
 
     def generate(self, requests: Iterable[Request]) -> list[list[Piece]]:
@@ -161,10 +211,12 @@ class Engine:
         self._queue = Queue(self._runner.rows.capacity)
         self._open.clear()
         self._runner.clear()
+        if self._paging:
+            self._paging.clear()
 
     def _make_room(self, request: Request) -> None:
         cache = self._runner.cache
-        if request.places > cache.capacity:
+        if not self._paging and request.places > cache.capacity:
             cache.grow(min(max(request.places, 2 * cache.capacity), self._capacity))
         self._runner.rows.reserve(request.sampling.max_tokens, len(request.stop_ids))
         if request.traced:

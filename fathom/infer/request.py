@@ -59,6 +59,7 @@ class Request:
     forced: Forced | None = None
     top_logprobs: int = 0  # pieces carry so many likeliest tokens of every place
     details: bool = False  # pieces carry `Details`
+    namespace: str = ""  # cached prompts are shared with requests of the same one alone
 
     def __post_init__(self) -> None:
         if not len(self.prompt):
@@ -118,4 +119,5 @@ class Piece:
     stopped_by: int | str | None = None  # the stop id or stop string, where that is why it ends
     top_logprobs: list[list[tuple[int, float]]] | None = None  # of every place: the likeliest tokens, the first first
     details: Details | None = None
+    cached: int = 0  # tokens of the prompt that were found in the cache
     error: str | None = None  # what failed, where the finish is "error"

@@ -32,6 +32,16 @@ class Fields(NamedTuple):
 FIELDS = len(Fields._fields)
 
 
+class SavedRow(NamedTuple):
+    """A row that was taken out before its end."""
+
+    tenant: Tenant
+    whole: Tensor  # fields, then stop ids
+    law: Tensor
+    tokens: Tensor  # that it drew, and their log-probabilities
+    logprobs: Tensor
+
+
 class Rows:
     """Rows 0 .. count - 1 are active. All numbers of a row lie in two tables, so that rows move in a few copies.
 
@@ -117,6 +127,23 @@ class Rows:
         }
         missing_stops = self._whole.shape[0] - FIELDS - len(request.stop_ids)
         return [*(fields[name] for name in Fields._fields), *request.stop_ids, *[NO_TOKEN] * missing_stops]
+
+    def save(self, row: int) -> SavedRow:
+        """Everything about a row that is not in the cache."""
+        drawn = int(self.counts(torch.tensor([row], device=self._whole.device))[0])
+        parts = (self._whole[:, row], self._laws[:, row], self._tokens[row, :drawn], self._logprobs[row, :drawn])
+        return SavedRow(self.tenants[row], *(part.clone() for part in parts))
+
+    def restore(self, saved: Sequence[SavedRow]) -> None:
+        """Append rows as they were when they were saved; tables may have grown since."""
+        for row, each in enumerate(saved, self.count):
+            self._whole[:, row] = F.pad(each.whole, (0, self._whole.shape[0] - len(each.whole)), value=NO_TOKEN)
+            self._laws[:, row] = each.law
+            self._tokens[row, : len(each.tokens)] = each.tokens
+            self._logprobs[row, : len(each.logprobs)] = each.logprobs
+            self.tenants.append(each.tenant)
+        self.count += len(saved)
+        self._survey()
 
     def end(self, row: int) -> None:
         """Let a row finish with what it draws next."""

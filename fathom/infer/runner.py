@@ -1,31 +1,48 @@
 """Runs the model over the active rows: prompts once, then one token a step, or two where a draft is checked ahead."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fathom.infer.edits import Edits
-from fathom.infer.rows import Rows
+from fathom.infer.rows import Rows, SavedRow
 from fathom.infer.sampler import Choice, draw, draw_each, likeliest, uniform
 from fathom.infer.scheduler import PREFILL_TOKENS, Admission
+from fathom.infer.tables import Tables
 from fathom.infer.traces import Traces
-from fathom.model import CacheSlots, LatentCache, Transformer
+from fathom.model import CacheSlots, LatentCache, PagedSlots, Transformer
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A sample that was taken out of its row, to be read again and to go on where it was."""
+
+    text: list[int]  # its prompt and what it drew; the newest token was not read yet
+    row: SavedRow
+    edits: tuple[Tensor, Tensor]
+    traces: tuple[Tensor, ...]
 
 
 class Runner:
     """A model, its cache and the rows that are being decoded. Call its methods under `torch.inference_mode`.
+
+    Rows have a stretch of `cache` each, or with `tables` pages: somebody else reads prompts into these, and sees to it
+    that rows have the pages they write to.
 
     With `drafts` MTP module 0 guesses the token behind the newest one, and one pass over both draws what follows each
     (V3 5.4.3). The guess is kept where it equals the token drawn in its place, so texts do not depend on drafts. The
     cache entry of a wrong guess is hidden by its position until that place is reached and written over.
     """
 
-    def __init__(self, model: Transformer, rows: int, capacity: int, drafts: bool) -> None:
+    def __init__(
+        self, model: Transformer, rows: int, capacity: int, drafts: bool, tables: Tables | None = None
+    ) -> None:
         weight = model.embedding.weight
-        self.model, self.drafts, self.device = model, drafts, weight.device
-        self.cache = LatentCache(model.config, rows, capacity, weight.dtype, weight.device)
+        self.model, self.drafts, self.device, self.tables = model, drafts, weight.device, tables
+        self.cache = LatentCache(model.config, 0 if tables else rows, capacity, weight.dtype, weight.device)
         self.rows = Rows(rows, weight.device)
         self.edits = Edits(self.rows, model.config.vocab_size, weight.device)
         self.traces = Traces(self.rows, weight.device)
@@ -38,20 +55,51 @@ class Runner:
         """Run each prompt once, give each of its samples a row with a copy of the cache, and draw the first tokens."""
         first, prompts = self.rows.count, [each.request.prompt for each in admissions]
         hidden = self._read(prompts, first)
-        owners = [number for number, each in enumerate(admissions) for _ in each.samples]
-        owner = torch.tensor(owners, device=self.device)
-        if len(owners) > len(prompts):
-            target = first + torch.arange(len(owners), device=self.device)
-            self.cache.copy_rows(first + owner, target, hidden.shape[1])
+        owner = self._owner(admissions)
+        if len(owner) > len(prompts):
+            self.cache.copy_rows(first + owner, first + torch.arange(len(owner), device=self.device), hidden.shape[1])
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+        self.enter(admissions, hidden[torch.arange(len(prompts), device=self.device), ends])
+
+    def enter(self, admissions: Sequence[Admission], states: Float[Tensor, "P D"]) -> None:
+        """Append a row for each sample of prompts that are cached and end with `states`; draw the first tokens."""
+        first, owner = self.rows.count, self._owner(admissions)
         self.rows.add(admissions, owner)
         self.edits.admit(first)
-        self._reach = max(self._reach, hidden.shape[1] + 1)
+        self._reach = max(self._reach, *(len(each.request.prompt) + 1 for each in admissions))
         end = self.rows.fields(first).position.clone()
-        state, place = hidden[owner, end].unsqueeze(1), end.unsqueeze(1) + 1
+        state, place = states[owner].unsqueeze(1), end.unsqueeze(1) + 1
         drawn = self._draw_next(self._logits(state, place, first)[:, 0], place, first)
         self._record(drawn, first)
         if self.drafts:
             self._guess(state, drawn.token.unsqueeze(1), end.unsqueeze(1), torch.zeros_like(end), first)
+
+    def _owner(self, admissions: Sequence[Admission]) -> Int[Tensor, " N"]:
+        """Which admission each of their samples is of."""
+        owners = [number for number, each in enumerate(admissions) for _ in each.samples]
+        return torch.tensor(owners, device=self.device)
+
+    def park(self, row: int) -> Parked:
+        """What is needed to go on with a row that is about to be dropped."""
+        return Parked(self.text(row), self.rows.save(row), self.edits.save(row), self.traces.save(row))
+
+    def resume(self, parked: Sequence[Parked], states: Float[Tensor, "P D"]) -> None:
+        """Append parked rows, whose texts are cached up to the newest tokens, those before which end with `states`."""
+        first = self.rows.count
+        self.rows.restore([each.row for each in parked])
+        self.edits.admit(first)
+        for row, each in enumerate(parked, first):
+            self.edits.restore(row, each.edits)
+            self.traces.restore(row, each.traces)
+        self._reach = max(self._reach, *(len(each.text) for each in parked))
+        if self.drafts:
+            row = self.rows.fields(first)
+            end = row.position.unsqueeze(1) - 1
+            self._guess(states.unsqueeze(1), row.token.unsqueeze(1), end, torch.zeros_like(row.token), first)
+
+    def text(self, row: int) -> list[int]:
+        """The prompt of a row and what it drew."""
+        return [*self.rows.tenants[row].request.prompt, *self.rows.tokens_from(row, 0)]
 
     def _read(self, prompts: Sequence[Sequence[int]], first: int) -> Float[Tensor, "P T D"]:
         """Fill the cache rows from `first` on with prompts; those shorter than the longest are padded behind."""
@@ -101,8 +149,12 @@ class Runner:
         self._reach = self._newest_place() + 1
         self._guess(hidden, torch.stack((first.token, second.token), dim=1), places, kept.long())
 
-    def _slots(self, first: int, places: Int[Tensor, "N T"], length: int, fresh: bool = False) -> CacheSlots:
+    def _slots(
+        self, first: int, places: Int[Tensor, "N T"], length: int, fresh: bool = False
+    ) -> CacheSlots | PagedSlots:
         """Where the tokens of rows from `first` on at `places` are cached; they see the first `length` places."""
+        if self.tables is not None:
+            return self.tables.slots(first, places, length, fresh)
         return CacheSlots.at(self.cache, first, places, length, fresh)
 
     def _record(self, choice: Choice, first: int = 0, advance: int | Int[Tensor, " N"] = 1) -> None:
@@ -186,11 +238,7 @@ class Runner:
     def reread(self) -> None:
         """Fill the cache anew, as if the present weights had read all rows' prompts and tokens, and draft anew."""
         rows = self.rows
-        position = rows.fields().position.tolist()
-        texts = [
-            [*tenant.request.prompt, *rows.tokens_from(row, 0)][: position[row]]  # the newest token is not read yet
-            for row, tenant in enumerate(rows.tenants)
-        ]
+        texts = [self.text(row)[:-1] for row in range(rows.count)]  # the newest token is not read yet
         first, states = 0, list[Tensor]()
         while first < len(texts):
             last = first + 1
@@ -208,17 +256,31 @@ class Runner:
     def drop(self, finished: Bool[Tensor, " N"]) -> None:
         """Take finished rows out; the last active ones move to their places."""
         edited, traced = self.rows.edited, self.rows.traced
+        if self.tables is not None:
+            self._leave(self.tables, finished.nonzero().flatten().tolist())
         source, target = self.rows.close_ranks(finished)
+        if self.tables is not None:
+            self.tables.move(source, target, self.rows.count)
         if len(target):
-            self.cache.copy_rows(source, target, self._reach)
+            if self.tables is None:
+                self.cache.copy_rows(source, target, self._reach)
             if edited:
                 self.edits.move(source, target)
             if traced:
                 self.traces.move(source, target)
         self._reach = self._newest_place() + 1 if self.rows.count else 0
 
+    def _leave(self, tables: Tables, leaving: list[int]) -> None:
+        """Let the pages of rows go; full ones can be found by whoever comes with the same text."""
+        for row in leaving:
+            text = self.text(row)
+            tables.publish(tables.holdings[row], text, len(text) - 1, self.version)
+            tables.release(tables.holdings[row])
+
     def clear(self) -> None:
         """Take all rows out."""
+        if self.tables is not None:
+            self.tables.clear()
         self.rows.clear()
         self._reach = 0
 

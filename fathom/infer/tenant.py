@@ -28,6 +28,7 @@ class Tenant:
     request: Request
     sample: int
     streams: bool  # pieces come with every step
+    cached: int = 0  # tokens of its prompt that were found in the cache
     count: int = 0  # tokens taken over from the row
     stopped_by: int | str | None = None
     error: str | None = None
@@ -83,6 +84,7 @@ class Tenant:
             stopped_by=self.stopped_by,
             top_logprobs=self.trace.top if self.request.top_logprobs else None,
             details=Details(*self.trace[:4]) if self.request.details else None,
+            cached=self.cached,
             error=self.error,
         )
         self.tokens, self.logprobs, self.trace = [], [], Trace([], [], [], [], [])

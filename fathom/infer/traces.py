@@ -45,11 +45,13 @@ class Traces:
     def judge(self, column: Int[Tensor, " N"], checked: Bool[Tensor, " N"], kept: Bool[Tensor, " N"]) -> None:
         """Note whether the token in a column of every active row met a draft, and was it."""
         verdicts = torch.stack((checked, kept)).long().unsqueeze(2)
+        column = column.clamp(max=self._entropy.shape[1] - 1)  # rows without traces may be longer
         self._whole[1:, : self._rows.count].scatter_(2, column.view(1, -1, 1).expand_as(verdicts), verdicts)
 
     def read(self, index: Int[Tensor, " K"], width: int) -> list[Trace]:
         """What was kept of the last `width` tokens of rows `index`; rows that drew fewer repeat their first."""
         columns, rows = self._rows.columns(index, width), index.unsqueeze(1)
+        columns.clamp_(max=self._entropy.shape[1] - 1)  # rows without traces may be longer
         entropy = self._entropy[rows, columns].tolist()
         version, drafted, accepted = self._whole[:, rows, columns].tolist()
         tokens, logprobs = self._tokens[rows, columns].tolist(), self._logprobs[rows, columns].tolist()
@@ -60,6 +62,19 @@ class Traces:
             top = [list(zip(ids[:likeliest], values[:likeliest], strict=True)) for ids, values in pairs]
             traces.append(Trace(entropy[k], version[k], [*map(bool, drafted[k])], [*map(bool, accepted[k])], top))
         return traces
+
+    def save(self, row: int) -> tuple[Tensor, ...]:
+        """What was kept of a row."""
+        kept = (self._entropy[row], self._whole[:, row], self._tokens[row], self._logprobs[row])
+        return tuple(each.clone() for each in kept)
+
+    def restore(self, row: int, saved: tuple[Tensor, ...]) -> None:
+        """Keep again what `save` gave; tables may have grown since."""
+        entropy, whole, tokens, logprobs = saved
+        self._entropy[row, : len(entropy)] = entropy
+        self._whole[:, row, : whole.shape[1]] = whole
+        for table, kept in ((self._tokens, tokens), (self._logprobs, logprobs)):
+            table[row, : kept.shape[0], : kept.shape[1]] = kept
 
     def move(self, source: Int[Tensor, " M"], target: Int[Tensor, " M"]) -> None:
         """Rows `source` have moved to `target`."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -86,3 +86,22 @@ def latent_attention(
     scores = scores.view(batch, time, heads, -1).add_(bias.unsqueeze(2))
     weights = scores.softmax(-1, dtype=torch.float32).to(latents.dtype)
     return torch.bmm(weights.view(batch, time * heads, -1), latents[..., :rank]).view(batch, time, heads, rank)
+
+
+def paged_latent_attention(
+    q: Float[Tensor, "B T H W"],
+    pages: Float[Tensor, "P S W"],
+    table: Int32[Tensor, "B C"],
+    length: Int32[Tensor, " B"],
+    rank: int,
+    scale: float,
+) -> Float[Tensor, "B T H R"]:
+    """`latent_attention` over latents that lie in pages: page c of a row, pages[table[b, c]], holds its tokens c S on.
+
+    Query t of a row sees the row's first `length` + t tokens.
+    """
+    latents = pages[table.long()].flatten(1, 2)  # (B, C * S, W)
+    seen = length.unsqueeze(1) + torch.arange(q.shape[1], device=q.device)
+    hidden = torch.arange(latents.shape[1], device=q.device) >= seen.unsqueeze(-1)
+    bias = torch.zeros(hidden.shape, device=q.device).masked_fill_(hidden, float("-inf"))
+    return latent_attention(q, latents, rank, scale, bias)

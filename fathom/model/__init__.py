@@ -1,7 +1,16 @@
 """The transformer: latent or grouped-query attention, experts, multi-token prediction, and its cache."""
 
-from fathom.model.cache import CacheSlots, LatentCache
+from fathom.model.cache import CacheSlots, LatentCache, PagedCache, PagedSlots, Slots
 from fathom.model.moe import RoutingTrace, update_selection_bias
 from fathom.model.transformer import Transformer
 
-__all__ = ["CacheSlots", "LatentCache", "RoutingTrace", "Transformer", "update_selection_bias"]
+__all__ = [
+    "CacheSlots",
+    "LatentCache",
+    "PagedCache",
+    "PagedSlots",
+    "RoutingTrace",
+    "Slots",
+    "Transformer",
+    "update_selection_bias",
+]

@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fathom.config import ModelConfig
-from fathom.model.cache import CacheSlots
+from fathom.model.cache import Slots
 from fathom.model.ffn import SwiGLU
 from fathom.model.gqa import GQA
 from fathom.model.linear import RMSNorm
@@ -31,7 +31,7 @@ class Block(nn.Module):
         x: Float[Tensor, "B T D"],
         turn: Rotation,
         mask: Bool[Tensor, "B T S"] | None = None,
-        slots: CacheSlots | None = None,
+        slots: Slots | None = None,
         trace: RoutingTrace | None = None,
     ) -> Float[Tensor, "B T D"]:
         x = x + self.attention(self.attention_norm(x), turn, mask, slots)

@@ -1,14 +1,19 @@
-"""The cache: what attention must remember of every past token, one vector per token and layer."""
+"""The cache: what attention must remember of every past token, one vector per token and layer.
+
+Two forms with the same duties: rows that lie in one stretch each, which a CPU reads as a view, and pages of which every
+row has some, which waste no room and can be shared.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from fathom.config import ModelConfig
+from fathom.kernels.attention import latent_attention, paged_latent_attention
 
 
 class LatentCache:
@@ -26,9 +31,8 @@ class LatentCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        layers = config.num_hidden_layers + config.num_nextn_predict_layers
         shape = (rows, capacity, config.attention.cache_width)
-        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(cached_layers(config))]
 
     @property
     def rows(self) -> int:
@@ -82,3 +86,97 @@ class CacheSlots:
         rows = self.cache.layers[layer]
         rows.view(-1, rows.shape[-1]).index_copy_(0, self.entries, vectors.flatten(0, 1).to(rows.dtype))
         return rows[self.first : self.first + vectors.shape[0], : self.length]
+
+    def attend(
+        self, layer: int, latents: Float[Tensor, "B T W"], q: Float[Tensor, "B T H W"], rank: int, scale: float
+    ) -> Float[Tensor, "B T H R"]:
+        """Cache the latents of the new tokens, and absorbed attention of their queries over all they may see."""
+        return latent_attention(q, self.extend(layer, latents), rank, scale, self.bias)
+
+
+class PagedCache:
+    """Pages of cached vectors, (pages, page_size, width) per layer as in `LatentCache`; tables say whose they are."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (pages, page_size, config.attention.cache_width)
+        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(cached_layers(config))]
+
+    @property
+    def pages(self) -> int:
+        return self.layers[0].shape[0]
+
+    @property
+    def page_size(self) -> int:
+        return self.layers[0].shape[1]
+
+    def copy_pages(self, source: Int[Tensor, " N"], target: Int[Tensor, " N"]) -> None:
+        """Copy whole pages `source` over pages `target`."""
+        for layer in self.layers:
+            layer.index_copy_(0, target, layer.index_select(0, source))
+
+
+@dataclass(frozen=True)
+class PagedSlots:
+    """Where one forward pass writes its tokens, and what they may see: the pages that a table gives each row.
+
+    The new tokens of a row stand at consecutive places.
+    """
+
+    cache: PagedCache
+    table: Int32[Tensor, "B C"]  # page c of a row holds its places c * page_size and on
+    positions: Int[Tensor, "B T"]  # place of each new token in its row
+    entries: Int[Tensor, " B*T"]  # the same, counted through all pages of the cache
+    length: int  # keys to look at: the largest position + 1
+    fresh: bool  # the rows were empty: new tokens see only each other
+
+    @staticmethod
+    def at(
+        cache: PagedCache, table: Int32[Tensor, "B C"], positions: Int[Tensor, "B T"], length: int, fresh: bool
+    ) -> "PagedSlots":
+        """Slots for new tokens at `positions`; a query sees every key up to its own position."""
+        size = cache.page_size
+        pages = table.long().gather(1, positions // size)
+        entries = (pages * size + positions % size).flatten()
+        return PagedSlots(cache, table[:, : -(-length // size)], positions, entries, length, fresh)
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "B T S"]:
+        """True where a query sees a key."""
+        return torch.arange(self.length, device=self.positions.device) <= self.positions.unsqueeze(-1)
+
+    @cached_property
+    def seen(self) -> Int32[Tensor, " B"]:
+        """Keys that the first new token of a row sees, itself among them; each further one sees one more."""
+        return (self.positions[:, 0] + 1).int()
+
+    def extend(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "B S W"]:
+        """Write what one layer caches of the new tokens and return a copy of all entries that may be seen."""
+        pages = self._write(layer, vectors)
+        return pages[self.table.long()].flatten(1, 2)[:, : self.length]
+
+    def attend(
+        self, layer: int, latents: Float[Tensor, "B T W"], q: Float[Tensor, "B T H W"], rank: int, scale: float
+    ) -> Float[Tensor, "B T H R"]:
+        """Cache the latents of the new tokens, and absorbed attention of their queries over all they may see."""
+        pages = self._write(layer, latents)
+        return paged_latent_attention(q, pages, self.table, self.seen, rank, scale)
+
+    def _write(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "P S W"]:
+        pages = self.cache.layers[layer]
+        pages.view(-1, pages.shape[-1]).index_copy_(0, self.entries, vectors.flatten(0, 1).to(pages.dtype))
+        return pages
+
+
+Slots = CacheSlots | PagedSlots
+
+
+def cached_layers(config: ModelConfig) -> int:
+    """Layers that a cache has: MTP modules count as further ones."""
+    return config.num_hidden_layers + config.num_nextn_predict_layers

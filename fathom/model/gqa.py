@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fathom.config import ModelConfig
 from fathom.kernels.attention import expanded_attention
-from fathom.model.cache import CacheSlots
+from fathom.model.cache import Slots
 from fathom.model.linear import RMSNorm, linear
 from fathom.model.rope import Rotation, rotate
 
@@ -32,7 +32,7 @@ class GQA(nn.Module):
         x: Float[Tensor, "B T D"],
         turn: Rotation,
         mask: Bool[Tensor, "B T S"] | None = None,
-        slots: CacheSlots | None = None,
+        slots: Slots | None = None,
     ) -> Float[Tensor, "B T D"]:
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.config.head_dim))

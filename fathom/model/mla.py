@@ -1,24 +1,30 @@
 """Multi-head latent attention (V2 2.1, appendix C): keys and values live in one small latent per token."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fathom.config import ModelConfig
-from fathom.kernels.attention import expanded_attention, latent_attention
-from fathom.model.cache import CacheSlots
+from fathom.config import AttentionConfig, ModelConfig
+from fathom.kernels.attention import expanded_attention
+from fathom.model.cache import Slots
 from fathom.model.linear import RMSNorm, linear
 from fathom.model.rope import Rotation, rotate, softmax_scale
 
 
 class MLA(nn.Module):
-    """Training expands the latent into keys and values; decoding absorbs their weights into the query."""
+    """Training expands the latent into keys and values; decoding absorbs their weights into the query.
+
+    So does reading on from a cache, unless the new tokens are so many that expanding all the old latents is cheaper.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         a = config.attention
         self.layer, self.config = layer, a
         self.scale = softmax_scale(config.rope, a.qk_head_dim)
+        self.few = absorbed_tokens(a)
         query_width = a.num_attention_heads * a.qk_head_dim
         if a.q_lora_rank is None:
             self.q_proj = linear(config.hidden_size, query_width)
@@ -36,7 +42,7 @@ class MLA(nn.Module):
         x: Float[Tensor, "B T D"],
         turn: Rotation,
         mask: Bool[Tensor, "B T S"] | None = None,
-        slots: CacheSlots | None = None,
+        slots: Slots | None = None,
     ) -> Float[Tensor, "B T D"]:
         q_nope, q_rope = self._queries(x, turn)
         latents = self._latents(x, turn)
@@ -44,8 +50,10 @@ class MLA(nn.Module):
             out = self._expanded(q_nope, q_rope, latents, mask)
             if slots is not None:
                 slots.extend(self.layer, latents)
+        elif x.shape[1] > self.few:
+            out = self._expanded(q_nope, q_rope, slots.extend(self.layer, latents), slots.mask)
         else:
-            out = self._absorbed(q_nope, q_rope, slots.extend(self.layer, latents), slots.bias)
+            out = self._absorbed(q_nope, q_rope, latents, slots)
         return self.o_proj(out.flatten(2))
 
     def _queries(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
@@ -72,13 +80,13 @@ class MLA(nn.Module):
         q, k = torch.cat((q_nope, q_rope), dim=-1), torch.cat((k_nope, k_rope), dim=-1)
         return expanded_attention(q, k, v, self.scale, mask)
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, bias: Tensor) -> Tensor:
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, slots: Slots) -> Tensor:
         """(B, T, H, v): W_UK moves into the query and W_UV behind the attention, so latents are read as they are."""
         a = self.config
         weight = self.kv_b_proj.weight.view(a.num_attention_heads, a.qk_nope_head_dim + a.v_head_dim, a.kv_lora_rank)
         w_uk, w_uv = weight.split((a.qk_nope_head_dim, a.v_head_dim), dim=1)
         q = torch.cat((per_head(q_nope, w_uk), q_rope), dim=-1)
-        context = latent_attention(q, latents, a.kv_lora_rank, self.scale, bias)
+        context = slots.attend(self.layer, latents, q, a.kv_lora_rank, self.scale)
         return per_head(context, w_uv.transpose(1, 2))
 
 
@@ -86,3 +94,14 @@ def per_head(x: Float[Tensor, "B T H I"], weight: Float[Tensor, "H I O"]) -> Flo
     """Each head times its own matrix."""
     out = torch.bmm(x.flatten(0, 1).transpose(0, 1), weight)  # (H, B*T, O)
     return out.transpose(0, 1).unflatten(0, x.shape[:2])
+
+
+def absorbed_tokens(config: AttentionConfig) -> float:
+    """New tokens of a row up to which absorbed attention over its cache costs no more products than expanded.
+
+    A query and a key of one head cost 2 R + rope products absorbed and nope + rope + v expanded, but first each key
+    must be expanded, by R (nope + v).
+    """
+    expanded = config.qk_nope_head_dim + config.v_head_dim
+    more = 2 * config.kv_lora_rank - expanded
+    return config.kv_lora_rank * expanded / more if more > 0 else math.inf

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fathom.config import ModelConfig
 from fathom.model.block import Block
-from fathom.model.cache import CacheSlots
+from fathom.model.cache import Slots
 from fathom.model.linear import RMSNorm, linear
 from fathom.model.moe import RoutingTrace
 from fathom.model.rope import Rotation
@@ -33,7 +33,7 @@ class MTPModule(nn.Module):
         embedding: Float[Tensor, "B T D"],
         turn: Rotation,
         mask: Bool[Tensor, "B T S"] | None = None,
-        slots: CacheSlots | None = None,
+        slots: Slots | None = None,
         trace: RoutingTrace | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The normalised state that the shared head reads; also the `hidden` of the next depth."""

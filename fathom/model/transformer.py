@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fathom.config import ModelConfig
 from fathom.kernels import gemm
 from fathom.model.block import Block
-from fathom.model.cache import CacheSlots
+from fathom.model.cache import Slots
 from fathom.model.linear import RMSNorm, linear
 from fathom.model.moe import Router, RoutingTrace
 from fathom.model.mtp import MTPModule
@@ -56,7 +56,7 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "B T"],
         positions: Int[Tensor, "1|B T"] | None = None,
         mask: Bool[Tensor, "B T S"] | None = None,
-        slots: CacheSlots | None = None,
+        slots: Slots | None = None,
         trace: RoutingTrace | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Hidden states behind the final norm.
@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "B T"],
         positions: Int[Tensor, "1|B T"] | None = None,
         mask: Bool[Tensor, "B T S"] | None = None,
-        slots: CacheSlots | None = None,
+        slots: Slots | None = None,
         trace: RoutingTrace | None = None,
     ) -> Float[Tensor, "B T D"]:
         """MTP module `depth` (0-based): from the state at i and token i + depth + 1, the state that predicts the next.
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         """Scores of every next token in float32."""
         return gemm.linear(hidden, self.head_weight.to(hidden.dtype)).float()
 
-    def turn(self, tokens: Tensor, positions: Tensor | None, slots: CacheSlots | None) -> Rotation:
+    def turn(self, tokens: Tensor, positions: Tensor | None, slots: Slots | None) -> Rotation:
         """The rotation of these tokens' places."""
         if slots is not None:
             positions = slots.positions

@@ -49,6 +49,7 @@ def roll_out(
 
     Refilling stops after `refill_rounds` further rounds. All draws follow from `seed`.
     """
+    engine.swap_weights()  # it samples from the tensors that were trained since the last rollout
     rng = random.Random(seed)
     kept: list[Episode] = []
     sampled: list[Episode] = []
