@@ -1,8 +1,10 @@
 """Options of the test run."""
 
 import argparse
+import os
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 # The rooms whose signatures say shapes; Python loops over characters and problems would only get slow.
@@ -21,6 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before any test file imports fathom, as the hook changes modules while they load."""
+    """Before any test file imports fathom, as the hook changes modules while they load, or anything imports Triton."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # the twins' logic can then be run without a GPU
     if config.getoption("--shapes"):
         install_import_hook(ROOMS, TYPECHECKER)

@@ -4,9 +4,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int32, UInt8
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from fathom.kernels.dispatch import twin
+from fathom.kernels.latents import dequantize_latents, latent_bytes
 
 SHORT = 128  # up to this many tokens a CPU is faster with plain products than with the blocks of fused attention
 
@@ -88,20 +91,55 @@ def latent_attention(
     return torch.bmm(weights.view(batch, time * heads, -1), latents[..., :rank]).view(batch, time, heads, rank)
 
 
+@twin
 def paged_latent_attention(
     q: Float[Tensor, "B T H W"],
-    pages: Float[Tensor, "P S W"],
+    pages: Float[Tensor, "P S W"] | UInt8[Tensor, "P S Y"],
     table: Int32[Tensor, "B C"],
     length: Int32[Tensor, " B"],
     rank: int,
     scale: float,
 ) -> Float[Tensor, "B T H R"]:
-    """`latent_attention` over latents that lie in pages: page c of a row, pages[table[b, c]], holds its tokens c S on.
+    """`latent_attention` over latents that lie in pages of S tokens, for decoding and for checking drafts.
 
-    Query t of a row sees the row's first `length` + t tokens.
+    The tokens of row b are those of pages table[b, 0], table[b, 1], ...; its T new ones are already written. Query t
+    sees the first length[b] + t of them, so `length` counts the first new token. A row of length 0 gives zeros, and
+    neither table entries nor cached values behind the last token matter. `pages` may hold what `quantize_latents`
+    packs. Weights are softmaxed in float32. Raises ValueError where shapes and types do not fit each other.
     """
-    latents = pages[table.long()].flatten(1, 2)  # (B, C * S, W)
-    seen = length.unsqueeze(1) + torch.arange(q.shape[1], device=q.device)
-    hidden = torch.arange(latents.shape[1], device=q.device) >= seen.unsqueeze(-1)
-    bias = torch.zeros(hidden.shape, device=q.device).masked_fill_(hidden, float("-inf"))
-    return latent_attention(q, latents, rank, scale, bias)
+    check_pages(q, pages, table, length, rank)
+    batch, time, heads, width = q.shape
+    place = torch.arange(table.shape[1] * pages.shape[1], device=q.device)
+    end = torch.where(length > 0, length + time - 1, 0)  # behind the last token that any query sees
+    used = place.view(table.shape[1], -1)[:, 0] < end.unsqueeze(1)
+    latents = pages[table.where(used, 0)].flatten(1, 2)  # (B, C*S, W)
+    if pages.dtype == torch.uint8:
+        latents = dequantize_latents(latents, rank, width - rank)
+    latents = latents.to(q.dtype).where((place < end.unsqueeze(1)).unsqueeze(2), 0.0)
+    steps = torch.arange(time, device=q.device)
+    seen = place < (length.unsqueeze(1) + steps).unsqueeze(2)  # (B, T, C*S)
+    seen &= (length > 0).view(-1, 1, 1)
+    scores = torch.bmm(q.reshape(batch, time * heads, width), latents.transpose(1, 2)).mul_(scale)
+    scores = scores.view(batch, time, heads, -1).masked_fill_(~seen.unsqueeze(2), float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).nan_to_num_(0.0).to(q.dtype)
+    return torch.bmm(weights.view(batch, time * heads, -1), latents[..., :rank]).view(batch, time, heads, rank)
+
+
+def check_pages(q: Tensor, pages: Tensor, table: Tensor, length: Tensor, rank: int) -> None:
+    """Refuse what `paged_latent_attention` could only misread. Looks at shapes and types, never at values."""
+    batch, _, _, width = q.shape
+    if not 0 < rank < width:
+        raise ValueError(
+            f"rank={rank} leaves no rotated key in a width of {width}; it must be between 1 and {width - 1}"
+        )
+    wanted = latent_bytes(rank, width - rank) if pages.dtype == torch.uint8 else width
+    if pages.shape[2] != wanted or pages.dtype not in (q.dtype, torch.uint8):
+        raise ValueError(
+            f"pages hold {pages.shape[2]} x {pages.dtype} a token; queries of {width} x {q.dtype} with rank={rank} "
+            f"need {width} x {q.dtype} or {latent_bytes(rank, width - rank)} x torch.uint8"
+        )
+    if table.shape[0] != batch or length.shape != (batch,) or {table.dtype, length.dtype} != {torch.int32}:
+        raise ValueError(
+            f"a batch of {batch} needs a table of {batch} rows and {batch} lengths, both int32; given are a table of "
+            f"{tuple(table.shape)} {table.dtype} and lengths of {tuple(length.shape)} {length.dtype}"
+        )
