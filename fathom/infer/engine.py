@@ -30,7 +30,8 @@ class Engine:
     can be more rows than would fit at full length. A step runs about `step_tokens` at most: long prompts are read by
     chunks. Full pages of earlier texts are found again unless `prefix_cache` is off, so such an engine must be told of
     changed weights by `swap_weights`. By default a GPU has as many pages as fit, and a CPU, where a row in one stretch
-    is read faster, has none; 0 asks for none.
+    is read faster, has none; 0 asks for none. On a GPU rows draw up to `BURST` tokens between two looks of the host,
+    by CUDA graphs unless `graphs` is off.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Engine:
         page_size: int = 64,
         step_tokens: int = 2048,
         prefix_cache: bool = True,
+        graphs: bool = True,
     ) -> None:
         limit = model.config.max_position_embeddings
         if rows < 1:
@@ -57,7 +59,7 @@ class Engine:
         self._capacity = limit if capacity is None else capacity
         self._vocab_size = model.config.vocab_size
         tables = lay_tables(model, rows, self._capacity, drafts, pages, page_size, prefix_cache)
-        self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, tables)
+        self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, tables, graphs)
         self._paging = Paging(self._runner, tables, step_tokens) if tables else None
         self._queue = Queue(rows)
         self._open: dict[int, int] = {}  # samples of each request in flight that are not finished
@@ -125,9 +127,8 @@ class Engine:
         paging.admit(self._queue)
         paging.read()
         pieces = self._collect()
-        paging.make_room(self._queue)
-        if self._runner.rows.count:
-            self._runner.decode()
+        if steps := paging.make_room(self._queue, self._runner.burst):
+            self._runner.decode(steps)
             pieces += self._collect()
         if was_busy and not self.busy:
             paging.check_pages()

@@ -105,15 +105,24 @@ class Paging:
         self._enter([(each, state) for each, state in ready if isinstance(each.enters, Admission)])
         self._resume([(each, state) for each, state in ready if isinstance(each.enters, Parked)])
 
-    def make_room(self, queue: Queue) -> None:
-        """Give every row the pages that its next step writes to; the youngest make way where there are too few."""
+    def make_room(self, queue: Queue, steps: int) -> int:
+        """Give every row the pages that its next steps write to, `steps` of them or one where there are too few.
+
+        Returns how many steps there is room for. Where there is none even for one, the youngest make way.
+        """
         rows, tables = self._runner.rows, self._tables
         while rows.count:
-            places = (rows.fields().position + 1).tolist()
-            if tables.missing(places) <= tables.pool.available:
-                tables.grow(places)
-                return
+            row = rows.fields()
+            places, last = (row.position + 1).tolist(), row.last.tolist()
+            left = max(end + 1 - place for place, end in zip(places, last, strict=True))
+            steps = min(steps, max(1, left))
+            ends = [max(place, min(place + steps - 1, end)) for place, end in zip(places, last, strict=True)]
+            for count, wanted in ((steps, ends), (1, places)):
+                if tables.missing(wanted) <= tables.pool.available:
+                    tables.grow(wanted)
+                    return count
             self._preempt_youngest(queue)
+        return 0
 
     def park_all(self) -> None:
         """Let all rows be read again."""

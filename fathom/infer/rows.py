@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from fathom.infer.sampler import Choice, Law, stream_key
 from fathom.infer.scheduler import Admission
 from fathom.infer.tenant import Tenant
+from fathom.kernels.sampling import DrawState
 
 NO_TOKEN = -1  # fills the columns of rows with fewer stop ids than others
 
@@ -84,6 +85,26 @@ class Rows:
     def stop_ids(self) -> Int[Tensor, "N S"]:
         """Those of each active row, NO_TOKEN behind them."""
         return self._whole[FIELDS:, : self.count].T
+
+    def draw_state(self, place: Int32[Tensor, " N"]) -> DrawState:
+        """The state of all rows, used or not, as a GPU draws from it and writes to it."""
+        row = Fields(*self._whole[:FIELDS].unbind())
+        temperature, top_p, min_p = self._laws.unbind()
+        return DrawState(
+            row.token,
+            row.position,
+            row.start,
+            row.last,
+            row.key,
+            temperature,
+            row.top_k,
+            top_p,
+            min_p,
+            self._whole[FIELDS:],
+            place,
+            self._tokens,
+            self._logprobs,
+        )
 
     def add(self, admissions: Sequence[Admission], owner: Int[Tensor, " N"]) -> None:
         """Append N rows that stand at the end of their prompts, with nothing drawn; admission owner[i] gets row i."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,12 @@ from fathom.infer.scheduler import PREFILL_TOKENS, Admission
 from fathom.infer.tables import Tables
 from fathom.infer.traces import Traces
 from fathom.model import CacheSlots, LatentCache, PagedSlots, Transformer
+from fathom.model.decode import has_fused_step
+
+if TYPE_CHECKING:
+    from fathom.infer.graphs import Graphs
+
+BURST = 16  # tokens
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,13 @@ class Runner:
     """
 
     def __init__(
-        self, model: Transformer, rows: int, capacity: int, drafts: bool, tables: Tables | None = None
+        self,
+        model: Transformer,
+        rows: int,
+        capacity: int,
+        drafts: bool,
+        tables: Tables | None = None,
+        graphs: bool = True,
     ) -> None:
         weight = model.embedding.weight
         self.model, self.drafts, self.device, self.tables = model, drafts, weight.device, tables
@@ -50,6 +63,16 @@ class Runner:
         self.row_steps = 0  # rows decoded, summed over the steps
         self.verdicts = torch.zeros(2, dtype=torch.int64, device=weight.device)  # drafts checked, drafts kept
         self._reach = 0  # the newest tokens of all active rows lie before this place
+        self._graphs: Graphs | None = None
+        if tables is not None and weight.is_cuda and not drafts and has_fused_step(model.config):
+            from fathom.infer.graphs import Graphs  # needs Triton, which comes with torch for GPUs alone
+
+            self._graphs = Graphs(model, self.rows, tables, graphs)
+
+    @property
+    def burst(self) -> int:
+        """Tokens that rows may draw before the host looks at them: one where it changes logits or keeps traces."""
+        return BURST if self._graphs and not (self.rows.edited or self.rows.traced) else 1
 
     def prefill(self, admissions: Sequence[Admission]) -> None:
         """Run each prompt once, give each of its samples a row with a copy of the cache, and draw the first tokens."""
@@ -113,9 +136,13 @@ class Runner:
             self.model.predict_further(0, hidden[:, :-1], tokens[:, 1:], slots=slots)
         return hidden
 
-    def decode(self) -> None:
-        """Draw the next token of every active row, or the next two where the first is the draft."""
-        self.row_steps += self.rows.count
+    def decode(self, steps: int = 1) -> None:
+        """Draw the next token of every active row, or the next two where the first is the draft; or a burst of them."""
+        self.row_steps += self.rows.count * steps
+        if self._graphs and not (self.rows.edited or self.rows.traced):
+            self._graphs.decode(steps)
+            self._reach += steps  # or less
+            return
         if self.drafts:
             self._decode_with_drafts()
             return

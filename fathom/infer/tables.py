@@ -52,6 +52,15 @@ class Tables:
         self.holdings: list[Holding] = []  # of rows 0 .. count - 1
         self._table = torch.full((rows, self.pages_of(capacity)), NOBODY, dtype=torch.int32, device=device)
 
+    @property
+    def columns(self) -> int:
+        """Pages that a row can have."""
+        return self._table.shape[1]
+
+    def rows(self, count: int) -> Int32[Tensor, "N C"]:
+        """The table of the first so many rows, used or not."""
+        return self._table[:count]
+
     def pages_of(self, places: int) -> int:
         """Pages that a text with its newest token at place `places` - 1 needs before the next pass."""
         return -(-(places + self.ahead) // self.page_size)

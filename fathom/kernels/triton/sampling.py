@@ -4,35 +4,15 @@ One program a row, and nothing is sorted: the least weight that top-k and top-p 
 of a float, which grow with it. Every pass over the row reads it from the L2 cache.
 """
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from fathom.kernels.sampling import DrawState
 from fathom.kernels.triton.linear import overlaps
 
 ONE = tl.constexpr(0x3F800000)  # the bits of 1.0, the weight of the likeliest token
-
-
-class DrawState(NamedTuple):
-    """What a draw reads and changes of every row; views with one entry a row, whole numbers as int64."""
-
-    token: Tensor
-    position: Tensor  # place of `token`
-    start: Tensor  # place of the first drawn token
-    last: Tensor  # place of the last token that may be drawn
-    key: Tensor  # of the row's random numbers
-    temperature: Tensor  # float32, as are the next but one and its successor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    stop_ids: Tensor  # (S, N)
-    place: Tensor  # int32: where the next pass writes the newest token; -1 once the row is finished
-    tokens: Tensor  # (N, most tokens): what was drawn
-    logprobs: Tensor
 
 
 @triton.jit
