@@ -115,11 +115,14 @@ def paged_latent_attention(q: Tensor, pages: Tensor, table: Tensor, length: Tens
         return attention_of_any(*args)
     from fathom.kernels.triton.attention_few import attention_of_few
     from fathom.kernels.triton.attention_many import attention_of_many
+    from fathom.kernels.triton.attention_packed import attention_of_packed, can_unpack
     from fathom.kernels.triton.attention_tiles import can_copy
 
-    if not can_copy(q, pages, rank):
-        return attention_of_any(*args)
-    return attention_of_few(*args) if q.shape[1] * q.shape[2] <= FEW else attention_of_many(*args)
+    if can_unpack(q, pages, rank):
+        return attention_of_packed(*args)
+    if can_copy(q, pages, rank):
+        return attention_of_few(*args) if q.shape[1] * q.shape[2] <= FEW else attention_of_many(*args)
+    return attention_of_any(*args)
 
 
 def attention_of_any(
@@ -135,7 +138,9 @@ def attention_of_any(
         tile_bytes = block * pages.shape[2] * pages.element_size()
         resident = max(1, SHARED_BYTES // (2 * tile_bytes + 2 * rows * width + 4096))
         blocks = triton.cdiv(table.shape[1] * pages.shape[1], block)
-        splits = choose_splits(batch * query_blocks, blocks, resident * processors(q.device), START)
+        splits = choose_splits(
+            batch * query_blocks, blocks, resident * processors(q.device), START, batch * time * heads
+        )
     parts = Parts(q, rank, splits)
     flat = pages.view(-1)
     if packed:

@@ -14,7 +14,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.language.extra.cuda import gdc_launch_dependents
 
 from fathom.kernels.triton.attention_splits import Parts, choose_splits, processors
 from fathom.kernels.triton.attention_tiles import (
@@ -32,13 +31,33 @@ START = 2.0  # time of a program outside its loop, in tiles
 
 
 @gluon.jit
-def _put_half(
-    out, acc, place, inside, left,
-    RANK: gl.constexpr, layout: gl.constexpr,
+def weigh(score, top, total, factor):
+    """Softmax as far as this tile goes: its weights (tokens, queries), the decay of all before, sums, largest score."""
+    new_top = gl.maximum(top, gl.max(score, 0) * factor)
+    base = gl.where(new_top == float("-inf"), 0.0, new_top)  # a query that sees nothing yet
+    decay = gl.expand_dims(gl.exp2(top - base), 0)
+    weight = gl.exp2(score * factor - gl.expand_dims(base, 0))
+    return weight, decay, total * decay + weight, new_top
+
+
+@gluon.jit
+def put_columns(
+    out, lse, left, right, total, top, query, row, queries, split, splits,
+    RANK: gl.constexpr, SPLIT: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
-    column = left + gl.arange(0, RANK // 2, gl.SliceLayout(1, layout))
+    """The results (RANK / 2, queries) of both halves, divided by the sum of all weights."""
+    whole = gl.sum(total, 0)
+    share = gl.expand_dims(1.0 / gl.where(whole > 0, whole, 1.0), 0)
+    place = (row * queries + query).to(gl.int64)
+    inside = query < queries
+    if SPLIT:
+        place = place * splits + split
+        log = gl.where(whole > 0, top + gl.log2(gl.where(whole > 0, whole, 1.0)), float("-inf"))
+        gl.store(lse + place, log, mask=inside)
+    column = gl.arange(0, RANK // 2, gl.SliceLayout(1, layout))
     at = out + gl.expand_dims(place * RANK, 0) + gl.expand_dims(column, 1)
-    gl.store(at, acc.to(out.dtype.element_ty), mask=gl.expand_dims(inside, 0))
+    gl.store(at, (left * share).to(out.dtype.element_ty), mask=gl.expand_dims(inside, 0))
+    gl.store(at + RANK // 2, (right * share).to(out.dtype.element_ty), mask=gl.expand_dims(inside, 0))
 
 
 @gluon.jit
@@ -77,12 +96,7 @@ def _attend_tiles(
             score = gl.where(gl.expand_dims(token, 1) < gl.expand_dims(limit, 0), score, float("-inf"))
             clear_tail(panels, slot * 2, block, end, BLOCK, PANELS)
             clear_tail(panels, slot * 2 + 1, block, end, BLOCK, PANELS)
-        new_top = gl.maximum(top, gl.max(score, 0) * factor)
-        base = gl.where(new_top == float("-inf"), 0.0, new_top)
-        decay = gl.expand_dims(gl.exp2(top - base), 0)
-        weight = gl.exp2(score * factor - gl.expand_dims(base, 0))
-        total = total * decay + weight
-        top = new_top
+        weight, decay, total, top = weigh(score, top, total, factor)
         p.store(weight.to(gl.bfloat16))
         fence_async_shared()
         gl.thread_barrier()
@@ -93,16 +107,7 @@ def _attend_tiles(
         mbarrier.arrive(empty.index(slot * 2 + 1))
         phase = phase ^ slot
         slot = 1 - slot
-    whole = gl.sum(total, 0)
-    share = gl.expand_dims(1.0 / gl.where(whole > 0, whole, 1.0), 0)
-    place = (row * queries + query).to(gl.int64)
-    inside = query < queries
-    if SPLIT:
-        place = place * splits + split
-        log = gl.where(whole > 0, top + gl.log2(gl.where(whole > 0, whole, 1.0)), float("-inf"))
-        gl.store(lse + place, log, mask=inside)
-    _put_half(out, left * share, place, inside, 0, RANK, layout)
-    _put_half(out, right * share, place, inside, HALF, RANK, layout)
+    put_columns(out, lse, left, right, total, top, query, row, queries, split, splits, RANK, SPLIT, layout)
 
 
 @gluon.jit
@@ -115,7 +120,6 @@ def attend_few(
     """QUERIES queries of one row of the batch against one split of its tokens."""
     HALF: gl.constexpr = RANK // 2
     PANELS: gl.constexpr = HALF // PANEL
-    gdc_launch_dependents()
     swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     first_query = gl.program_id(0) % query_blocks * QUERIES
     split = gl.program_id(0) // query_blocks
@@ -155,7 +159,9 @@ def attention_of_few(
     if splits is None:
         blocks = triton.cdiv(table.shape[1] * pages.shape[1], BLOCK)
         resident = 1 if rank > 256 else 2
-        splits = choose_splits(batch * query_blocks, blocks, resident * processors(q.device), START)
+        splits = choose_splits(
+            batch * query_blocks, blocks, resident * processors(q.device), START, batch * time * heads
+        )
     parts = Parts(q, rank, splits)
     attend_few[(query_blocks * splits, batch)](
         q.contiguous(),

@@ -15,7 +15,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.language.extra.cuda import gdc_launch_dependents
 
 from fathom.kernels.triton.attention_splits import Parts, choose_splits, processors
 from fathom.kernels.triton.attention_tiles import (
@@ -155,7 +154,6 @@ def attend_many(
     """64 queries of one row of the batch against one split of its tokens; neighbours read the same tiles."""
     HALF: gl.constexpr = RANK // 2
     PANELS: gl.constexpr = HALF // PANEL
-    gdc_launch_dependents()
     swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     first_query = gl.program_id(0) % query_blocks * QUERIES
     split = gl.program_id(0) // query_blocks
@@ -201,7 +199,7 @@ def attention_of_many(
     query_blocks = triton.cdiv(time * heads, QUERIES)
     if splits is None:
         blocks = triton.cdiv(table.shape[1] * pages.shape[1], BLOCK)
-        splits = choose_splits(batch * query_blocks, blocks, processors(q.device), START)
+        splits = choose_splits(batch * query_blocks, blocks, processors(q.device), START, batch * time * heads)
     parts = Parts(q, rank, splits)
     attend_many[(query_blocks * splits, batch)](
         q.contiguous(),

@@ -19,14 +19,13 @@ ROPES = (16, 32, 64)
 
 def can_copy(q: Tensor, pages: Tensor, rank: int) -> bool:
     """Whether such tiles can be had: on Hopper, in BF16, of pages that hold whole tiles."""
-    return (
-        q.dtype == pages.dtype == torch.bfloat16
-        and rank in RANKS
-        and q.shape[3] - rank in ROPES
-        and pages.shape[1] % BLOCK == 0
-        and q.is_cuda
-        and torch.cuda.get_device_capability(q.device)[0] == 9
-    )
+    types = q.dtype == pages.dtype == torch.bfloat16
+    return types and rank in RANKS and q.shape[3] - rank in ROPES and pages.shape[1] % BLOCK == 0 and on_hopper(q)
+
+
+def on_hopper(x: Tensor) -> bool:
+    """Whether warpgroups multiply what lies in shared memory."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def describe_pages(pages: Tensor, rank: int) -> tuple[TensorDescriptor, TensorDescriptor]:
