@@ -87,7 +87,7 @@ def latent_attention(
     batch, time, heads, width = q.shape
     scores = torch.bmm(q.reshape(batch, time * heads, width), latents.transpose(1, 2)).mul_(scale)
     scores = scores.view(batch, time, heads, -1).add_(bias.unsqueeze(2))
-    weights = scores.softmax(-1, dtype=torch.float32).to(latents.dtype)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(latents.dtype)
     return torch.bmm(weights.view(batch, time * heads, -1), latents[..., :rank]).view(batch, time, heads, rank)
 
 

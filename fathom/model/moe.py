@@ -24,7 +24,7 @@ class RoutingTrace:
 
 
 class Router(nn.Module):
-    """Scores tokens against experts in float32; its selection bias is moved by load, never by a gradient."""
+    """Scores tokens against experts in float32 or wider; its selection bias is moved by load, never by a gradient."""
 
     selection_bias: Tensor
 
@@ -37,8 +37,9 @@ class Router(nn.Module):
     def forward(self, x: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (N, E), chosen experts (N, K) and their gate weights (N, K)."""
         c = self.config
+        wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            scores = router_scores(F.linear(x.float(), self.weight.float()), c.scoring_func)
+            scores = router_scores(F.linear(x.to(wide), self.weight.to(wide)), c.scoring_func)
         with torch.no_grad():
             choice = scores + self.selection_bias if c.has_selection_bias else scores
             if c.topk_method == "greedy":
