@@ -15,6 +15,7 @@ from fathom.infer.scheduler import Queue
 from fathom.infer.tables import lay_tables
 from fathom.model import Transformer
 
+STEP_TOKENS = (2048, 8192)  # of a step on a CPU and on a GPU
 FIRST_CAPACITY = 64  # tokens a row holds before it first grows
 
 
@@ -31,7 +32,8 @@ class Engine:
     chunks. Full pages of earlier texts are found again unless `prefix_cache` is off, so such an engine must be told of
     changed weights by `swap_weights`. By default a GPU has as many pages as fit, and a CPU, where a row in one stretch
     is read faster, has none; 0 asks for none. On a GPU rows draw up to `BURST` tokens between two looks of the host,
-    by CUDA graphs unless `graphs` is off.
+    by CUDA graphs unless `graphs` is off. With `invariant` texts there do not depend on their neighbours to the last
+    bit, which takes two rows at least.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class Engine:
         drafts: bool = False,
         pages: int | None = None,
         page_size: int = 64,
-        step_tokens: int = 2048,
+        step_tokens: int | None = None,
         prefix_cache: bool = True,
         graphs: bool = True,
+        invariant: bool = False,
     ) -> None:
         limit = model.config.max_position_embeddings
         if rows < 1:
@@ -53,13 +56,16 @@ class Engine:
             raise ValueError(f"capacity={capacity} is outside 2..{limit}, the model's max_position_embeddings")
         if drafts and not model.mtp:
             raise ValueError("drafts need an MTP module, and this model has num_nextn_predict_layers=0; decode without")
+        if step_tokens is None:
+            step_tokens = STEP_TOKENS[model.embedding.weight.device.type == "cuda"]
         for name, value in (("page_size", page_size), ("step_tokens", step_tokens)):
             if value < 1:
                 raise ValueError(f"{name}={value} holds no token; give 1 or more")
+        rows = max(rows, 2) if invariant else rows
         self._capacity = limit if capacity is None else capacity
         self._vocab_size = model.config.vocab_size
         tables = lay_tables(model, rows, self._capacity, drafts, pages, page_size, prefix_cache)
-        self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, tables, graphs)
+        self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, tables, graphs, invariant)
         self._paging = Paging(self._runner, tables, step_tokens) if tables else None
         self._queue = Queue(rows)
         self._open: dict[int, int] = {}  # samples of each request in flight that are not finished

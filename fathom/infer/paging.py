@@ -12,6 +12,7 @@ from fathom.infer.scheduler import Admission, Queue, group_alike, share_budget
 from fathom.infer.tables import Holding, Tables
 from fathom.model import PagedSlots
 
+SHORT = 512  # tokens of a pass up to which a GPU reads them as it decodes
 LEAST_CHUNK = 16  # tokens of prompts that a step reads however many rows decode
 
 
@@ -113,7 +114,7 @@ class Paging:
         rows, tables = self._runner.rows, self._tables
         while rows.count:
             row = rows.fields()
-            places, last = (row.position + 1).tolist(), row.last.tolist()
+            places, last = torch.stack((row.position + 1, row.last)).tolist()
             left = max(end + 1 - place for place, end in zip(places, last, strict=True))
             steps = min(steps, max(1, left))
             ends = [max(place, min(place + steps - 1, end)) for place, end in zip(places, last, strict=True)]
@@ -187,12 +188,17 @@ class Paging:
         places = torch.tensor(starts, device=runner.device).unsqueeze(1) + torch.arange(width, device=runner.device)
         length = max(starts) + width
         table = tables.table([each.holding for each in readings], -(-length // tables.page_size))
-        slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
         # one more than is read: an MTP module's entry needs the next token; padding is cached, but never seen
         windows = [each.text[each.done : each.done + width + 1] for each in readings]
         tokens = torch.tensor([[*text, *[0] * (width + 1 - len(text))] for text in windows], device=runner.device)
-        hidden = runner.model(tokens[:, :-1], slots=slots)
+        graphs = runner.graphs
+        if graphs and (graphs.invariant or places.numel() <= SHORT):
+            hidden = graphs.read(tokens[:, :-1], places, table)
+        else:
+            slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
+            hidden = runner.model(tokens[:, :-1], slots=slots)
         if runner.drafts:
+            slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
             runner.model.predict_further(0, hidden, tokens[:, 1:], slots=slots)
         for each, start in zip(readings, starts, strict=True):
             each.done = min(start + width, each.size)

@@ -20,7 +20,8 @@ from fathom.model.decode import has_fused_step
 if TYPE_CHECKING:
     from fathom.infer.graphs import Graphs
 
-BURST = 16  # tokens
+BURST = 32  # tokens
+WATCHED_BURST = 8  # where somebody waits for them
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Runner:
         drafts: bool,
         tables: Tables | None = None,
         graphs: bool = True,
+        invariant: bool = False,
     ) -> None:
         weight = model.embedding.weight
         self.model, self.drafts, self.device, self.tables = model, drafts, weight.device, tables
@@ -63,16 +65,20 @@ class Runner:
         self.row_steps = 0  # rows decoded, summed over the steps
         self.verdicts = torch.zeros(2, dtype=torch.int64, device=weight.device)  # drafts checked, drafts kept
         self._reach = 0  # the newest tokens of all active rows lie before this place
-        self._graphs: Graphs | None = None
+        self.graphs: Graphs | None = None
         if tables is not None and weight.is_cuda and not drafts and has_fused_step(model.config):
             from fathom.infer.graphs import Graphs  # needs Triton, which comes with torch for GPUs alone
 
-            self._graphs = Graphs(model, self.rows, tables, graphs)
+            self.graphs = Graphs(model, self.rows, tables, graphs, invariant)
+        if invariant and self.graphs is None:
+            raise ValueError("invariant decoding is made for latent attention over pages on a GPU without drafts; drop it")
 
     @property
     def burst(self) -> int:
         """Tokens that rows may draw before the host looks at them: one where it changes logits or keeps traces."""
-        return BURST if self._graphs and not (self.rows.edited or self.rows.traced) else 1
+        if self.graphs is None or self.rows.edited or self.rows.traced:
+            return 1
+        return WATCHED_BURST if any(tenant.streams for tenant in self.rows.tenants) else BURST
 
     def prefill(self, admissions: Sequence[Admission]) -> None:
         """Run each prompt once, give each of its samples a row with a copy of the cache, and draw the first tokens."""
@@ -139,8 +145,8 @@ class Runner:
     def decode(self, steps: int = 1) -> None:
         """Draw the next token of every active row, or the next two where the first is the draft; or a burst of them."""
         self.row_steps += self.rows.count * steps
-        if self._graphs and not (self.rows.edited or self.rows.traced):
-            self._graphs.decode(steps)
+        if self.graphs and not (self.rows.edited or self.rows.traced):
+            self.graphs.decode(steps)
             self._reach += steps  # or less
             return
         if self.drafts:
@@ -148,8 +154,10 @@ class Runner:
             return
         row = self.rows.fields()
         place = row.position.unsqueeze(1)
-        slots = self._slots(0, place, self._reach)
-        hidden = self.model(row.token.unsqueeze(1), slots=slots)
+        if self.graphs and self.tables:
+            hidden = self.graphs.read(row.token.unsqueeze(1), place, self.tables.rows(self.rows.count))
+        else:
+            hidden = self.model(row.token.unsqueeze(1), slots=self._slots(0, place, self._reach))
         self._record(self._draw_next(self._logits(hidden, place + 1)[:, 0], place + 1))
         self._reach += 1
 
@@ -210,7 +218,8 @@ class Runner:
         self, hidden: Float[Tensor, "N T D"], places: Int[Tensor, "N T"], first: int = 0
     ) -> Float[Tensor, "N T V"]:
         """Scores of what rows first .. count - 1 put at `places`, of which traces are kept where a row asks."""
-        logits = self.model.logits(hidden.flatten(0, 1)).view(*places.shape, -1)
+        head = self.graphs.logits if self.graphs else self.model.logits
+        logits = head(hidden.flatten(0, 1)).view(*places.shape, -1)
         if self.rows.traced:
             self.traces.note(logits, places, first, self.version)
         return logits

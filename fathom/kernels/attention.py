@@ -99,13 +99,15 @@ def paged_latent_attention(
     length: Int32[Tensor, " B"],
     rank: int,
     scale: float,
+    splits: int | None = None,
 ) -> Float[Tensor, "B T H R"]:
     """`latent_attention` over latents that lie in pages of S tokens, for decoding and for checking drafts.
 
     The tokens of row b are those of pages table[b, 0], table[b, 1], ...; its T new ones are already written. Query t
     sees the first length[b] + t of them, so `length` counts the first new token. A row of length 0 gives zeros, and
     neither table entries nor cached values behind the last token matter. `pages` may hold what `quantize_latents`
-    packs. Weights are softmaxed in float32. Raises ValueError where shapes and types do not fit each other.
+    packs. Weights are softmaxed in float32. A GPU reads long contexts in `splits` parts, as many as suit the batch unless
+    given; that changes rounding alone, and is of no account here. Raises ValueError where shapes and types do not fit each other.
     """
     check_pages(q, pages, table, length, rank)
     batch, time, heads, width = q.shape

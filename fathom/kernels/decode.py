@@ -21,14 +21,19 @@ def norm_linear(
     eps: float,
     weight: Float[Tensor, "O D"],
     second: Float[Tensor, "P D"] | None = None,
-    out: Float[Tensor, "N O"] | None = None,
 ) -> Float[Tensor, "N OP"]:
     """RMSNorm and a linear map, or two side by side: (rms_norm(x) * gain) @ [weight; second].T in float32."""
     normed = F.rms_norm(x.float(), (x.shape[-1],), gain.float(), eps).to(weight.dtype)
     result = (normed @ weight.T).float()
     if second is not None:
         result = torch.cat((result, (normed @ second.T).float()), dim=-1)
-    return result if out is None else out.copy_(result)
+    return result
+
+
+@twin
+def linear(x: Float[Tensor, "N D"], weight: Float[Tensor, "O D"]) -> Float[Tensor, "N O"]:
+    """x @ weight.T in float32."""
+    return (x.to(weight.dtype) @ weight.T).float()
 
 
 @twin
@@ -116,10 +121,13 @@ def add_experts_(
     down: Float[Tensor, "E D M"],
     shared_gate_up: Float[Tensor, "N S2"] | None = None,
     shared_down: Float[Tensor, "D S"] | None = None,
+    gather: bool | None = None,
 ) -> None:
     """x += the sum of each token's experts, read behind a norm of x, and of the shared expert, in place (V3 eq. 12).
 
-    Of the shared expert the gate and up projections are given: they are computed beside the router's scores.
+    Of the shared expert the gate and up projections are given: they are computed beside the router's scores. On a GPU
+    experts `gather` their tokens, or tokens read their experts, whichever moves less unless said; that changes rounding
+    alone.
     """
     normed = F.rms_norm(x.float(), (x.shape[-1],), gain.float(), eps).to(gate_up.dtype)
     gate, up = torch.einsum("nd,nkmd->nkm", normed, gate_up[experts.long()]).float().chunk(2, dim=-1)

@@ -4,9 +4,11 @@ The modules' own forward is the definition. Here a step of 10 layers is some 120
 may be captured in a CUDA graph, since nothing asks the host for anything.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from fathom.config import ModelConfig
 from fathom.kernels.attention import paged_latent_attention
@@ -40,6 +42,16 @@ def rotations(model: Transformer, places: int) -> Float[Tensor, "L F 2"]:
     return torch.view_as_real(turn.unit[0, :, 0]).contiguous()
 
 
+class Step(NamedTuple):
+    """Where the tokens of one pass stand, and what they see. Each of B rows has N / B of them, in successive places."""
+
+    place: Int[Tensor, " N"]  # -1 where a token is idle: it sees and writes nothing
+    length: Int[Tensor, " B"]  # entries that a row's first token sees, itself among them
+    table: Int[Tensor, "B C"]
+    turns: Float[Tensor, "L F 2"]
+    invariant: bool  # every token is computed as it would be alone, to the last bit
+
+
 def fused_hidden(
     model: Transformer,
     tokens: Int[Tensor, " N"],
@@ -47,52 +59,30 @@ def fused_hidden(
     table: Int[Tensor, "B C"],
     cache: PagedCache,
     turns: Float[Tensor, "L F 2"],
+    invariant: bool = False,
 ) -> Float[Tensor, "N D"]:
-    """States of new tokens before the final norm; their latents are written to the pages that `table` names.
-
-    Each of the B rows has N / B successive tokens. Tokens at `place` -1 are idle: they see and write nothing.
-    """
+    """Hidden states behind the final norm of new tokens, whose latents are written to the pages that `table` names."""
     x = model.embedding(tokens)
     length = (place.view(len(table), -1)[:, 0] + 1).clamp(min=0)
-    for layer, block in enumerate(model.layers):
-        fused_block(block, x, place, length, table, cache.layers[layer], turns)
-    return x
+    step = Step(place, length, table, turns, invariant)
+    for block, pages in zip(model.layers, cache.layers, strict=False):
+        assert isinstance(block, Block)
+        fused_block(block, x, step, pages)
+    return model.norm(x)
 
 
-def fused_logits(model: Transformer, x: Float[Tensor, "N D"], norm: RMSNorm) -> Float[Tensor, "N V"]:
-    """Scores of every next token in float32, the norm included."""
-    return norm_linear(x, norm.weight, norm.eps, model.head_weight)
-
-
-def fused_block(
-    block: nn.Module,
-    x: Float[Tensor, "N D"],
-    place: Int[Tensor, " N"],
-    length: Int[Tensor, " B"],
-    table: Int[Tensor, "B C"],
-    pages: Float[Tensor, "P S W"],
-    turns: Float[Tensor, "L F 2"],
-) -> None:
-    """One layer, added to the residual stream `x` in place; a row's first token sees `length` entries."""
-    assert isinstance(block, Block) and isinstance(block.attention, MLA)
-    _attend(block.attention, block.attention_norm, x, place, length, table, pages, turns)
-    if isinstance(block.feed_forward, MoE):
-        _mix(block.feed_forward, block.feed_forward_norm, x)
+def fused_block(block: Block, x: Float[Tensor, "N D"], step: Step, pages: Float[Tensor, "P S W"]) -> None:
+    """One layer, added to the residual stream `x` in place."""
+    assert isinstance(block.attention, MLA)
+    _attend(block.attention, block.attention_norm, x, step, pages)
+    norm, ffn = block.feed_forward_norm, block.feed_forward
+    if isinstance(ffn, MoE):
+        _mix(ffn, norm, x, step.invariant)
     else:
-        norm, ffn = block.feed_forward_norm, block.feed_forward
         add_swiglu_(x, norm_linear(x, norm.weight, norm.eps, ffn.gate_up.weight), ffn.down.weight)
 
 
-def _attend(
-    mla: MLA,
-    norm: RMSNorm,
-    x: Tensor,
-    place: Tensor,
-    length: Tensor,
-    table: Tensor,
-    pages: Tensor,
-    turns: Tensor,
-) -> None:
+def _attend(mla: MLA, norm: RMSNorm, x: Tensor, step: Step, pages: Tensor) -> None:
     a = mla.config
     heads, rank = a.num_attention_heads, a.kv_lora_rank
     first = mla.q_proj if a.q_lora_rank is None else mla.q_a_proj
@@ -100,17 +90,17 @@ def _attend(
     q, kv = joined.split((first.weight.shape[0], rank + a.qk_rope_head_dim), dim=1)
     if a.q_lora_rank is not None:
         q = norm_linear(q, mla.q_a_norm.weight, mla.q_a_norm.eps, mla.q_b_proj.weight)
-    w_kv = mla.kv_b_proj.weight.view(heads, a.qk_nope_head_dim + a.v_head_dim, rank)
-    gain = mla.kv_a_norm
-    q = absorb_query(q, kv, gain.weight, gain.eps, w_kv, turns, place, table, pages)  # (N, H, W)
-    context = paged_latent_attention(q.unflatten(0, (len(table), -1)), pages, table, length, rank, mla.scale)
+    w_kv, gain = mla.kv_b_proj.weight.view(heads, a.qk_nope_head_dim + a.v_head_dim, rank), mla.kv_a_norm
+    q = absorb_query(q, kv, gain.weight, gain.eps, w_kv, step.turns, step.place, step.table, pages)  # (N, H, W)
+    q = q.unflatten(0, (len(step.table), -1))
+    splits = 1 if step.invariant else None
+    context = paged_latent_attention(q, pages, step.table, step.length, rank, mla.scale, splits)
     add_linear_(x, expand_value(context.flatten(0, 1), w_kv, a.qk_nope_head_dim), mla.o_proj.weight)
 
 
-def _mix(moe: MoE, norm: RMSNorm, x: Tensor) -> None:
-    c, router = moe.config, moe.router
-    shared = None if moe.shared is None else moe.shared.gate_up.weight
-    joined = norm_linear(x, norm.weight, norm.eps, router.weight, shared)
+def _mix(moe: MoE, norm: RMSNorm, x: Tensor, invariant: bool) -> None:
+    c, router, shared = moe.config, moe.router, moe.shared
+    joined = norm_linear(x, norm.weight, norm.eps, router.weight, None if shared is None else shared.gate_up.weight)
     grouped = c.topk_method != "greedy"
     experts, weights = route(
         joined[:, : c.n_routed_experts],
@@ -123,5 +113,6 @@ def _mix(moe: MoE, norm: RMSNorm, x: Tensor) -> None:
         c.norm_topk_prob,
         c.routed_scaling_factor,
     )
-    shared_layer = () if moe.shared is None else (joined[:, c.n_routed_experts :], moe.shared.down.weight)
-    add_experts_(x, norm.weight, norm.eps, experts, weights, moe.gate_up, moe.down, *shared_layer)
+    beside = (None, None) if shared is None else (joined[:, c.n_routed_experts :], shared.down.weight)
+    gather = True if invariant else None
+    add_experts_(x, norm.weight, norm.eps, experts, weights, moe.gate_up, moe.down, *beside, gather=gather)

@@ -103,14 +103,23 @@ def _attend(
              inside[:, None] & (latent < RANK)[None, :])  # fmt: skip
 
 
-def paged_latent_attention(q: Tensor, pages: Tensor, table: Tensor, length: Tensor, rank: int, scale: float) -> Tensor:
+def paged_latent_attention(
+    q: Tensor,
+    pages: Tensor,
+    table: Tensor,
+    length: Tensor,
+    rank: int,
+    scale: float,
+    splits: int | None = None,
+) -> Tensor:
     """`fathom.kernels.attention.paged_latent_attention` on a GPU.
 
     Lengths and table are read on the device alone and every launch follows from shapes, so a CUDA graph can hold it.
-    The same inputs give the same bits; how a context is cut depends on the batch and on the table's columns.
+    The same inputs give the same bits; how a context is cut depends on the batch and on the table's columns, unless
+    `splits` says it.
     """
     check_pages(q, pages, table, length, rank)
-    args = (q, pages, table, length, rank, scale * LOG2E)
+    args = (q, pages, table, length, rank, scale * LOG2E, splits)
     if not q.is_cuda:  # the interpreter, which knows no Gluon
         return attention_of_any(*args)
     from fathom.kernels.triton.attention_few import attention_of_few

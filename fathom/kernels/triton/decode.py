@@ -17,13 +17,16 @@ DOWN_BY_TOKEN = {"BLOCK_O": 8, "BLOCK_M": 512, "num_warps": 4}
 DOWN_BY_EXPERT = {"BLOCK_O": 64, "BLOCK_M": 64, "num_warps": 8, "num_stages": 2}
 
 
-def norm_linear(
-    x: Tensor, gain: Tensor, eps: float, weight: Tensor, second: Tensor | None = None, out: Tensor | None = None
-) -> Tensor:
-    if out is None:
-        outputs = weight.shape[0] + (0 if second is None else second.shape[0])
-        out = torch.empty(x.shape[0], outputs, dtype=torch.float32, device=x.device)
+def norm_linear(x: Tensor, gain: Tensor, eps: float, weight: Tensor, second: Tensor | None = None) -> Tensor:
+    outputs = weight.shape[0] + (0 if second is None else second.shape[0])
+    out = torch.empty(x.shape[0], outputs, dtype=torch.float32, device=x.device)
     launch(x, weight, out, gain=gain, second=second, eps=eps)
+    return out
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32, device=x.device)
+    launch(x, weight, out)
     return out
 
 
@@ -409,10 +412,11 @@ def add_experts_(
     down: Tensor,
     shared_gate_up: Tensor | None = None,
     shared_down: Tensor | None = None,
+    gather: bool | None = None,
 ) -> None:
     (rows, k), (n_experts, width, size) = experts.shape, down.shape
     inner = torch.empty(rows, k, size, dtype=gate_up.dtype, device=x.device)
-    if rows * k <= n_experts:
+    if rows * k <= n_experts if gather is None else not gather:
         _up_one(x, gain, eps, experts, weights, gate_up, inner)
         _down_one(x, inner, experts, down, shared_gate_up, shared_down)
         return
@@ -422,7 +426,8 @@ def add_experts_(
     partial = torch.empty(slots, width, dtype=torch.float32, device=x.device)
     block = min(1024, triton.next_power_of_2(slots))
     _group[(n_experts,)](experts, members, counts, slots, BLOCK=block, PDL=pdl, launch_pdl=pdl, num_warps=4)
-    block_n = min(64, max(16, triton.next_power_of_2(slots // n_experts)))  # near what an expert has
+    # near what an expert has; always the same where `gather` was asked for, since tiles round differently
+    block_n = 16 if gather else min(64, max(16, triton.next_power_of_2(slots // n_experts)))
     shape = {"BLOCK_N": block_n, "PRECISION": precision(down), "PDL": pdl, "launch_pdl": pdl}
     _up_by_expert[(n_experts, triton.cdiv(size, UP_BY_EXPERT["BLOCK_M"]))](
         x, gain, members, counts, weights, gate_up, inner, slots, x.stride(0), width, eps, K=k, M=size,
