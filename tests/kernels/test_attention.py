@@ -53,14 +53,13 @@ class Case:
         return function(*(x.to(device) for x in self.args), self.rank, self.scale, **settings).cpu()
 
     def loop(self) -> Tensor:
-        """One query after the other, in float64."""
+        """One row and query after the other, in float64."""
         out = torch.zeros(*self.q.shape[:3], self.rank, dtype=torch.float64)
         for b, length in enumerate(self.lengths):
             for t in range(self.q.shape[1] if length else 0):
                 keys = self.rows[b][: length + t].double()
-                for h in range(self.q.shape[2]):
-                    weights = ((keys @ self.q[b, t, h].double()) * self.scale).exp()
-                    out[b, t, h] = (weights / weights.sum()) @ keys[:, : self.rank]
+                weights = (self.q[b, t].double() @ keys.T * self.scale).exp()  # (H, tokens)
+                out[b, t] = weights / weights.sum(1, keepdim=True) @ keys[:, : self.rank]
         return out
 
 
@@ -149,6 +148,17 @@ def test_twin_is_the_definition(twin: Any, name: str, splits: int | None) -> Non
     case = Case(*CASES[name])
     found = case.run(any_shape(twin), "cuda" if GPU else "cpu", splits=splits)
     torch.testing.assert_close(found, case.run(paged_latent_attention), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("programs", "blocks", "queries", "splits"),
+    [(64, 64, 1024, 2), (1, 64, 16, 64), (1, 512, 16, 128), (1, 1, 16, 1), (64, 4, 1024, 1), (128, 64, 2048, 1)],
+)
+def test_splits_fill_the_gpu_where_the_join_is_worth_it(
+    twin: Any, programs: int, blocks: int, queries: int, splits: int
+) -> None:
+    """Two parts a row for 64 rows of 132 programs at once, one for 128; all tiles at once for a single row."""
+    assert twin.choose_splits(programs, blocks, slots=132, start=2.0, queries=queries) == splits
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
