@@ -1,9 +1,9 @@
 """What a request draws does not depend on its neighbours: how nearly in float32, and to the last bit in float64.
 
 Products of other row counts round differently, so in float32 the log-probabilities of one text differ in their last
-bits from crowd to crowd, and a token may differ where the draw comes as close as that to a border. Measured over 104,552
-tokens of the model below: they differed by 8.6e-6 at most, no greedy text parted, and one sampled text of 520 did. In
-float64 (`Engine(model.double(), ...)`) the last bits are gone once logits are rounded to float32: nothing differs.
+bits from crowd to crowd, and a token may differ where the draw comes as close as that to a border. Measured over
+104,552 tokens of the model below: they differed by 8.6e-6 at most, no greedy text parted, and one sampled text of 520
+did. In float64 (`Engine(model.double(), ...)`) the last bits are gone once logits are rounded to float32.
 """
 
 import random

@@ -81,3 +81,12 @@ def test_rows_that_ask_for_nothing_are_as_they_were(narrow: Transformer) -> None
     for piece, other in zip(Engine(narrow, rows=4).generate([plain, curious])[0], alone, strict=True):
         assert replace(piece, logprobs=[]) == replace(other, logprobs=[])
         assert piece.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_rows_without_traces_may_be_longer_than_those_with(narrow: Transformer, drafts: bool) -> None:
+    brief = Request([1, 2, 3], SamplingConfig(max_tokens=4), 0, frozenset(), details=True)
+    long = Request([1, 2], SamplingConfig(max_tokens=30), 1, frozenset(), stop=("x",), decode=lambda tokens: "a")
+    alone = [Engine(narrow, rows=1).generate([request])[0][0].tokens for request in (brief, long)]
+    together = Engine(narrow, rows=2, drafts=drafts).generate([brief, long])
+    assert [pieces[0].tokens for pieces in together] == alone
