@@ -68,6 +68,8 @@ class Engine:
         Raises ValueError for a request that this engine cannot serve; see `check_request`.
         """
         check_request(request, self._vocab_size, self._capacity)
+        if not self.busy:
+            self._runner.weights_may_differ()
         self._make_room(request)
         request_id, self._next_id = self._next_id, self._next_id + 1
         self._open[request_id] = request.n
@@ -129,6 +131,7 @@ class Engine:
             self._require_idle()
         if weights is not None:
             self._runner.load(weights)
+        self._runner.weights_may_differ()
         self._runner.version = version
         if in_flight == "recompute" and self._runner.rows.count:
             self._runner.reread()

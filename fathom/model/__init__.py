@@ -2,6 +2,7 @@
 
 from fathom.model.cache import CacheSlots, LatentCache
 from fathom.model.moe import RoutingTrace, update_selection_bias
+from fathom.model.streamed import Streamed, streams
 from fathom.model.transformer import Transformer
 
-__all__ = ["CacheSlots", "LatentCache", "RoutingTrace", "Transformer", "update_selection_bias"]
+__all__ = ["CacheSlots", "LatentCache", "RoutingTrace", "Streamed", "Transformer", "streams", "update_selection_bias"]

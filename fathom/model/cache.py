@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fathom.config import ModelConfig
+from fathom.kernels.attention import latent_attention
 
 
 class LatentCache:
@@ -82,3 +83,9 @@ class CacheSlots:
         rows = self.cache.layers[layer]
         rows.view(-1, rows.shape[-1]).index_copy_(0, self.entries, vectors.flatten(0, 1).to(rows.dtype))
         return rows[self.first : self.first + vectors.shape[0], : self.length]
+
+    def attend(
+        self, layer: int, latents: Float[Tensor, "B T W"], q: Float[Tensor, "B T H W"], rank: int, scale: float
+    ) -> Float[Tensor, "B T H R"]:
+        """Cache the latents of the new tokens, and absorbed attention of their queries over all they may see."""
+        return latent_attention(q, self.extend(layer, latents), rank, scale, self.bias)
