@@ -169,6 +169,7 @@ def generate(
     seed: Annotated[
         int | None, arg(help="fixes the replies; 0 for a file unless given, else a new one each time")
     ] = None,
+    int8: Annotated[bool, arg(help="on a CPU, decode with weights rounded to bytes: faster, and the error is shown")] = False,
 ) -> None:
     """Answer prompts, from the command line or from a file.
 
@@ -187,9 +188,9 @@ def generate(
     if lines and output:
         if n is not None:
             raise ValueError("--n does not go with --input; write the field n into the lines that want it")
-        print(talk.generate_file(Run(run), lines, output, sampling, seed or 0))
+        print(talk.generate_file(Run(run), lines, output, sampling, seed or 0, int8))
     else:
-        for reply in talk.generate(Run(run), prompts, sampling, 1 if n is None else n, seed):
+        for reply in talk.generate(Run(run), prompts, sampling, 1 if n is None else n, seed, int8):
             print(reply, flush=True)
 
 

@@ -1,5 +1,6 @@
 """The engine: requests in, pieces out, one decoding step at a time for as many rows as are active."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
@@ -8,10 +9,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fathom.infer.check import check_request
+from fathom.infer.int8 import compare_int8
 from fathom.infer.request import Piece, Request
 from fathom.infer.runner import Runner
 from fathom.infer.scheduler import Queue
 from fathom.model import Transformer
+
+log = logging.getLogger(__name__)
 
 FIRST_CAPACITY = 64  # tokens a row holds before it first grows
 
@@ -22,10 +26,13 @@ class Engine:
     `rows` sequences are decoded together. A row holds `capacity` tokens, prompt and completion together; without one
     rows grow as requests need, up to the model's max_position_embeddings. With `drafts` MTP module 0 drafts a token
     ahead, which leaves every text as it is. Weights may change between calls while nothing is in flight; with
-    `swap_weights` also while rows are, and pieces name their version.
+    `swap_weights` also while rows are, and pieces name their version. With `int8`, on a CPU, prompts are read in float32
+    and what follows them from weights rounded to bytes; how far that leads from float32 is measured now and logged.
     """
 
-    def __init__(self, model: Transformer, rows: int, capacity: int | None = None, drafts: bool = False) -> None:
+    def __init__(
+        self, model: Transformer, rows: int, capacity: int | None = None, drafts: bool = False, int8: bool = False
+    ) -> None:
         limit = model.config.max_position_embeddings
         if rows < 1:
             raise ValueError(f"rows={rows} decodes nothing; give 1 or more")
@@ -35,7 +42,9 @@ class Engine:
             raise ValueError("drafts need an MTP module, and this model has num_nextn_predict_layers=0; decode without")
         self._capacity = limit if capacity is None else capacity
         self._vocab_size = model.config.vocab_size
-        self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts)
+        self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, int8)
+        if int8:
+            log.info("decoding with weights in int8: %s", compare_int8(model))
         self._queue = Queue(rows)
         self._open: dict[int, int] = {}  # samples of each request in flight that are not finished
         self._next_id = 0

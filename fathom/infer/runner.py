@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fathom.infer.edits import Edits
+from fathom.infer.int8 import require_int8
 from fathom.infer.rows import Rows
 from fathom.infer.sampler import Choice, draw, draw_each, likeliest, uniform
 from fathom.infer.scheduler import PREFILL_TOKENS, Admission
@@ -25,6 +26,8 @@ class Runner:
     def __init__(self, model: Transformer, rows: int, capacity: int, drafts: bool, int8: bool = False) -> None:
         weight = model.embedding.weight
         self.model, self.drafts, self.device = model, drafts, weight.device
+        if int8:
+            require_int8(model)
         self.reader = Streamed(model, int8) if streams(model, int8) else model  # what passes go through
         self.cache = LatentCache(model.config, rows, capacity, weight.dtype, weight.device)
         self.rows = Rows(rows, weight.device)

@@ -82,7 +82,8 @@ def latent_attention(
     space, for W_UV to expand (V2 appendix C). `bias` is added to the scores: -inf hides a key.
     """
     batch, time, heads, width = q.shape
-    scores = torch.bmm(q.reshape(batch, time * heads, width), latents.transpose(1, 2)).mul_(scale)
-    scores = scores.view(batch, time, heads, -1).add_(bias.unsqueeze(2))
+    if time > 1:
+        bias = bias.unsqueeze(2).expand(-1, -1, heads, -1).flatten(1, 2)  # (B, T*H, S)
+    scores = torch.baddbmm(bias.to(q.dtype), q.reshape(batch, time * heads, width), latents.transpose(1, 2), alpha=scale)
     weights = scores.softmax(-1, dtype=torch.float32).to(latents.dtype)
-    return torch.bmm(weights.view(batch, time * heads, -1), latents[..., :rank]).view(batch, time, heads, rank)
+    return torch.bmm(weights, latents[..., :rank]).view(batch, time, heads, rank)

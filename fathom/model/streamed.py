@@ -19,6 +19,7 @@ from fathom.model.transformer import Transformer
 
 MOST_TOKENS = 128  # of one pass: for more the model itself is as fast
 MOST_BYTES = 2 << 30  # of a float32 copy: for larger models its memory is worth more than its speed
+KEY = 4096  # numbers that a fingerprint is made with
 HEAD_ROWS = 4  # up to which the wide head is streamed
 VERIFIED = 8  # tokens a row in a pass of int8: prompts are read in float32
 
@@ -29,15 +30,17 @@ def streams(model: Transformer, int8: bool = False) -> bool:
     """Whether `Streamed` is for this model: latent attention in float32 on a CPU, and not too large for a copy."""
     weight = model.embedding.weight
     small = int8 or sum(parameter.nbytes for parameter in model.parameters()) <= MOST_BYTES
-    kind = model.config.attention.kind
-    return STREAMS and weight.device.type == "cpu" and weight.dtype == torch.float32 and kind == "mla" and small
+    a = model.config.attention
+    even = not (a.kv_lora_rank % 2 or a.qk_nope_head_dim % 2 or (a.q_lora_rank or 0) % 2)  # pairs are turned in place
+    on_cpu = STREAMS and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return on_cpu and a.kind == "mla" and even and small
 
 
 class Streamed:
     """Called like the model with `slots`. Passes that fill fresh rows, or have many tokens, are left to the model.
 
-    The copy is made when it is first needed, and again when `weights_may_differ` was called and they do: whether a
-    parameter was replaced or counts another version, which every change in place does but those through `.data`.
+    The copy is made when it is first needed, and again when `weights_may_differ` was called and they do. That is seen
+    from the weights themselves: torch counts changes, but not those of its fused optimizers.
     With `int8` all matrices that are read at each step but the router and the two of kv_b_proj are bytes.
     """
 
@@ -55,7 +58,7 @@ class Streamed:
         if not self._takes(tokens, slots):
             return self.model(tokens, slots=slots)
         layout = self._layout()
-        x = self.model.embedding.weight.index_select(0, tokens.flatten())
+        x = self.model.embedding(tokens).flatten(0, 1)
         unit = self._unit(tokens, slots)
         for block in layout.blocks:
             block(x, unit, slots)
@@ -65,7 +68,7 @@ class Streamed:
         """As `Transformer.predict_further`."""
         if not self._takes(tokens, slots):
             return self.model.predict_further(depth, hidden, tokens, slots=slots)
-        embedding = self.model.embedding.weight.index_select(0, tokens.flatten())
+        embedding = self.model.embedding(tokens).flatten(0, 1)
         x = self._layout().mtp[depth](hidden.flatten(0, 1), embedding, self._unit(tokens, slots), slots)
         return x.view(*tokens.shape, -1)
 
@@ -86,8 +89,8 @@ class Streamed:
 
     def _layout(self) -> "_Layout":
         if not self._checked:
-            seen = _versions(self.model)
-            if self._laid_out is None or seen is None or seen != self._laid_out.versions:
+            seen = fingerprint(self.model)
+            if self._laid_out is None or seen != self._laid_out.fingerprint:
                 self._laid_out = None  # its memory is free for the next
                 self._laid_out = _Layout(self.model, self.int8, seen)
             self._checked = True
@@ -95,19 +98,16 @@ class Streamed:
         return self._laid_out
 
 
-Versions = list[tuple[int, int]]
-
-
 class _Layout:
     """The copy of all weights, and which they were."""
 
-    def __init__(self, model: Transformer, int8: bool, versions: Versions | None) -> None:
+    def __init__(self, model: Transformer, int8: bool, seen: list[float]) -> None:
         with torch.no_grad():
             self.blocks = [_StreamedBlock(block, int8) for block in model.layers]  # pyright: ignore[reportArgumentType]
             self.mtp = [_StreamedMTP(module, int8) for module in model.mtp]  # pyright: ignore[reportArgumentType]
             self.norm = Norm(model.norm)
             self.head = table(model.head_weight.T, int8)
-        self.versions = versions
+        self.fingerprint = seen
 
 
 class _StreamedBlock:
@@ -143,9 +143,17 @@ class _StreamedMTP:
         return self.norm(x).mul_(self.norm.gain)
 
 
-def _versions(model: Transformer) -> Versions | None:
-    """Where every weight lies and how often it was changed; None where torch does not count that."""
-    weights = [*model.parameters(), *model.buffers()]
-    if any(weight.is_inference() for weight in weights):
-        return None
-    return [(weight.data_ptr(), weight._version) for weight in weights]
+@torch.no_grad()
+def fingerprint(model: Transformer) -> list[float]:
+    """One number for each weight: its product with fixed numbers, which other weights of its shape do not share.
+
+    Takes as long as reading all weights once.
+    """
+    key = torch.cos(torch.arange(KEY, dtype=torch.float32))
+    found = list[float]()
+    for weight in (*model.parameters(), *model.buffers()):
+        rows, rest = weight.flatten().split((weight.numel() // KEY * KEY, weight.numel() % KEY))
+        sums = torch.mv(rows.view(-1, KEY), key)
+        place = torch.arange(1, len(sums) + 1, dtype=torch.float64).rsqrt_()
+        found.append(float(sums.double().dot(place)) + float(rest.dot(key[: len(rest)])))
+    return found

@@ -10,12 +10,14 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from fathom.kernels.router import choose_experts, gate_weights, router_scores
-from fathom.kernels.stream import stream, stream_swiglu, table
+from fathom.kernels.stream import FEW, stream, stream_swiglu, table
 from fathom.model.cache import CacheSlots
 from fathom.model.ffn import SwiGLU
 from fathom.model.linear import RMSNorm
 from fathom.model.mla import MLA
 from fathom.model.moe import MoE
+
+FOLDED = 1 << 17  # elements that arrive from memory in the time that a product of small matrices takes
 
 
 class Norm:
@@ -32,60 +34,83 @@ class Norm:
     def length(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
         return torch.linalg.vector_norm(x, 2, -1, True).hypot_(self.root)
 
-    def read_by(self, *weights: Float[Tensor, "O D"]) -> Float[Tensor, "D P"]:
+    def read_by(self, *weights: Float[Tensor, "_ D"]) -> Float[Tensor, "D P"]:
         """The matrices that read the norm, side by side, with its gain in them."""
         return (torch.cat(weights) * self.gain).T
 
 
 class StreamedMLA:
-    """Absorbed latent attention of a few tokens over a cache that holds those before them."""
+    """Absorbed latent attention of a few tokens over a cache that holds those before them.
+
+    Where they are small, W_UK is multiplied into the projection of the queries and W_UV into that of the output: more to
+    read, but two products fewer.
+    """
 
     def __init__(self, mla: MLA, norm: RMSNorm, int8: bool) -> None:
         a = self.config = mla.config
-        heads = a.num_attention_heads
         self.layer, self.scale = mla.layer, mla.scale
         self.norm, self.latent_norm = Norm(norm), Norm(mla.kv_a_norm)
+        weight = mla.kv_b_proj.weight.view(a.num_attention_heads, -1, a.kv_lora_rank)
+        w_uk, w_uv = weight.split((a.qk_nope_head_dim, a.v_head_dim), dim=1)  # (H, nope, R), (H, v, R)
+        q_weight = mla.q_proj.weight if a.q_lora_rank is None else mla.q_b_proj.weight
+        q_weight, self.w_uk = _absorb_keys(q_weight, w_uk, a.qk_rope_head_dim)
+        out, self.w_uv = _absorb_values(mla.o_proj.weight, w_uv)
         self.query_norm = self.queries = None
-        if a.q_lora_rank is None:
-            first = self._turned_last(mla.q_proj.weight)
-        else:
+        first = q_weight
+        if a.q_lora_rank is not None:
             first = mla.q_a_proj.weight
             self.query_norm = Norm(mla.q_a_norm)
-            self.queries = table(self.query_norm.read_by(self._turned_last(mla.q_b_proj.weight)), int8)
+            self.queries = table(self.query_norm.read_by(q_weight), int8)
         self.inputs = table(self.norm.read_by(first, mla.kv_a_proj.weight), int8)
-        self.input_widths = (first.shape[0], a.kv_lora_rank, a.qk_rope_head_dim)
-        self.query_widths = (heads * a.qk_nope_head_dim, heads * a.qk_rope_head_dim)
-        weight = mla.kv_b_proj.weight.detach().view(heads, a.qk_nope_head_dim + a.v_head_dim, a.kv_lora_rank)
-        w_uk, w_uv = weight.split((a.qk_nope_head_dim, a.v_head_dim), dim=1)
-        self.w_uk, self.w_uv = w_uk.contiguous(), w_uv.transpose(1, 2).contiguous()  # (H, nope, R), (H, R, v)
-        self.out = table(mla.o_proj.weight.T, int8)
-
-    def _turned_last(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-        """The parts of all heads that are not rotated before those that are."""
-        a = self.config
-        heads = weight.view(a.num_attention_heads, a.qk_head_dim, -1)
-        return torch.cat([part.flatten(0, 1) for part in heads.split((a.qk_nope_head_dim, a.qk_rope_head_dim), dim=1)])
+        self.widths = (first.shape[0], a.kv_lora_rank, a.qk_rope_head_dim)
+        self.out = table(out.T, int8)
 
     def __call__(
         self, x: Float[Tensor, "N D"], unit: Complex[Tensor, "N F"], slots: CacheSlots
     ) -> Float[Tensor, "N D"]:
-        a, tokens = self.config, x.shape[0]
-        heads, (batch, time) = a.num_attention_heads, slots.positions.shape
+        a, tokens, (batch, time) = self.config, x.shape[0], slots.positions.shape
         inputs = stream(self.norm(x), self.inputs)
-        query, latent, k_rope = inputs.split_with_sizes(self.input_widths, 1)
+        query, latent, k_rope = inputs.split_with_sizes(self.widths, 1)
         latent.div_(self.latent_norm.length(latent)).mul_(self.latent_norm.gain)
         _rotate_(k_rope, unit)  # in place, so that what is cached lies together in `inputs`
+        latents = inputs.narrow(1, self.widths[0], a.cache_width).view(batch, time, -1)
         if self.query_norm is not None and self.queries is not None:
             query = stream(self.query_norm(query), self.queries)
-        nope, rope = query.split_with_sizes(self.query_widths, 1)
-        rope = rope.view(tokens, heads, -1)
-        _rotate_(rope, unit.unsqueeze(1))
-        absorbed = torch.bmm(nope.view(tokens, heads, -1).transpose(0, 1), self.w_uk)  # (H, N, R)
-        q = torch.cat((absorbed.transpose(0, 1), rope), dim=-1).view(batch, time, heads, -1)
-        latents = inputs.narrow(1, self.input_widths[0], a.cache_width).view(batch, time, -1)
-        context = slots.attend(self.layer, latents, q, a.kv_lora_rank, self.scale).view(tokens, heads, -1)
-        out = torch.bmm(context.transpose(0, 1), self.w_uv)  # (H, N, v)
-        return stream(out.transpose(0, 1).reshape(tokens, -1), self.out)
+        q = query.view(tokens, a.num_attention_heads, -1)
+        _rotate_(q.narrow(2, q.shape[2] - a.qk_rope_head_dim, a.qk_rope_head_dim), unit.unsqueeze(1))
+        if self.w_uk is not None:
+            q = torch.cat((_per_head(q[..., : a.qk_nope_head_dim], self.w_uk), q[..., a.qk_nope_head_dim :]), dim=-1)
+        q = q.view(batch, time, a.num_attention_heads, -1)
+        out = slots.attend(self.layer, latents, q, a.kv_lora_rank, self.scale).view(tokens, a.num_attention_heads, -1)
+        if self.w_uv is not None:
+            out = _per_head(out, self.w_uv)
+        return stream(out.reshape(tokens, -1), self.out)
+
+
+def _absorb_keys(
+    weight: Float[Tensor, "O I"], w_uk: Float[Tensor, "H P R"], rope_dim: int
+) -> tuple[Float[Tensor, "Q I"], Float[Tensor, "H P R"] | None]:
+    """The projection that gives absorbed queries, and no W_UK for behind it; or both as they are, if that is smaller."""
+    heads, nope, rank = w_uk.shape
+    if heads * (rank + rope_dim) * weight.shape[1] > weight.numel() + w_uk.numel() + FOLDED:
+        return weight, w_uk.contiguous()
+    plain, turned = weight.view(heads, nope + rope_dim, -1).split((nope, rope_dim), dim=1)
+    return torch.cat((torch.bmm(w_uk.transpose(1, 2), plain), turned), dim=1).flatten(0, 1), None
+
+
+def _absorb_values(
+    weight: Float[Tensor, "D O"], w_uv: Float[Tensor, "H V R"]
+) -> tuple[Float[Tensor, "D P"], Float[Tensor, "H R V"] | None]:
+    """The projection that reads latent contexts, and no W_UV for before it; or both, if that is smaller."""
+    heads, _, rank = w_uv.shape
+    if weight.shape[0] * heads * rank > weight.numel() + w_uv.numel() + FOLDED:
+        return weight, w_uv.transpose(1, 2).contiguous()
+    per_head = weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, D, V)
+    return torch.bmm(per_head, w_uv).transpose(0, 1).flatten(1), None
+
+
+def _per_head(x: Float[Tensor, "N H I"], weight: Float[Tensor, "H I O"]) -> Float[Tensor, "N H O"]:
+    return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
 
 
 class StreamedSwiGLU:
@@ -97,12 +122,14 @@ class StreamedSwiGLU:
         self.down = table(layer.down.weight.T, int8)
 
     def __call__(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        gate, up = stream(self.norm(x), self.gate_up).chunk(2, dim=-1)
-        return stream(F.silu(gate).mul_(up), self.down)
+        return _swiglu(self.norm(x), self.gate_up, self.down)
 
 
 class StreamedMoE:
-    """Routed experts, and behind them in the same tables the shared ones, which every token chooses with weight 1."""
+    """Routed experts, and behind them in the same tables the shared ones, which every token chooses with weight 1.
+
+    Many tokens take the shared ones by themselves, as one layer that all pass.
+    """
 
     def __init__(self, layer: MoE, norm: RMSNorm, int8: bool) -> None:
         c = self.config = layer.config
@@ -118,6 +145,10 @@ class StreamedMoE:
         self.ones = torch.ones(self.shared.shape)
         self.gate_up = table((gate_up * self.norm.gain).transpose(1, 2).flatten(0, 1), int8)
         self.down = table(down.flatten(0, 1), int8)
+        self.shared_tables = [
+            (self.gate_up[e * gate_up.shape[2] :][: gate_up.shape[2]], self.down[e * down.shape[1] :][: down.shape[1]])
+            for e in self.shared[0].tolist()
+        ]
 
     def __call__(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         c, tokens = self.config, x.shape[0]
@@ -130,11 +161,21 @@ class StreamedMoE:
             best = 2 if c.has_selection_bias else 1
             experts = choose_experts(choice, c.num_experts_per_tok, c.n_group, c.topk_group, best)
         weights = gate_weights(scores, experts, c.norm_topk_prob, c.routed_scaling_factor)
+        if tokens > FEW:
+            out = stream_swiglu(normed, experts, weights, self.gate_up, self.down)
+            for gate_up, down in self.shared_tables:
+                out.add_(_swiglu(normed, gate_up, down))
+            return out
         experts = torch.cat((experts, self.shared.expand(tokens, -1)), 1)
         weights = torch.cat((weights, self.ones.expand(tokens, -1)), 1)
         return stream_swiglu(normed, experts, weights, self.gate_up, self.down)
 
 
-def _rotate_(x: Float[Tensor, "*N F2"], unit: Complex[Tensor, "*N F"]) -> None:
+def _swiglu(x: Float[Tensor, "N D"], gate_up: Tensor, down: Tensor) -> Float[Tensor, "N D"]:
+    gate, up = stream(x, gate_up).chunk(2, dim=-1)
+    return stream(F.silu(gate).mul_(up), down)
+
+
+def _rotate_(x: Float[Tensor, "*N F2"], unit: Complex[Tensor, "*M F"]) -> None:
     """Turn neighbours as `rope.rotate` does, in place."""
     torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(unit)
