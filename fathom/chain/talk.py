@@ -39,9 +39,7 @@ def generate(
         yield from (reply.text for reply in replies)
 
 
-def generate_file(
-    run: Run, source: Path, output: Path, sampling: SamplingConfig, seed: int, int8: bool = False
-) -> str:
+def generate_file(run: Run, source: Path, output: Path, sampling: SamplingConfig, seed: int, int8: bool = False) -> str:
     """Answer a file of prompts into another; what to say of it. Raises ValueError if a line had to be left out."""
     engine = offline.Engine(open_speaker(run), rows=ROWS, int8=int8)
     tally = answer_file(engine, source, output, sampling, seed, Console(stderr=True))

@@ -26,8 +26,8 @@ class Engine:
     `rows` sequences are decoded together. A row holds `capacity` tokens, prompt and completion together; without one
     rows grow as requests need, up to the model's max_position_embeddings. With `drafts` MTP module 0 drafts a token
     ahead, which leaves every text as it is. Weights may change between calls while nothing is in flight; with
-    `swap_weights` also while rows are, and pieces name their version. With `int8`, on a CPU, prompts are read in float32
-    and what follows them from weights rounded to bytes; how far that leads from float32 is measured now and logged.
+    `swap_weights` also while rows are, and pieces name their version. With `int8`, on a CPU, prompts are read in
+    float32 and what follows them with weights rounded to bytes; how far that leads is measured now and logged.
     """
 
     def __init__(

@@ -21,8 +21,8 @@ class Int8Report:
 
     def __str__(self) -> str:
         return (
-            f"logits err by {self.error:.2%} of their spread, and {self.agreement:.1%} of the likeliest tokens are those "
-            f"of float32, over {self.places} places of random text"
+            f"logits err by {self.error:.2%} of their spread, and {self.agreement:.1%} of the likeliest tokens are "
+            f"those of float32, over {self.places} places of random text"
         )
 
 
@@ -31,8 +31,8 @@ def require_int8(model: Transformer) -> None:
     if not streams(model, int8=True):
         weight = model.embedding.weight
         raise ValueError(
-            f"int8 needs latent attention in float32 on an x86 CPU, and this model has {model.config.attention.kind} in "
-            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}; leave int8 out"
+            f"int8 needs latent attention in float32 on an x86 CPU, and this model has {model.config.attention.kind} "
+            f"in {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}; leave int8 out"
         )
 
 
@@ -53,7 +53,7 @@ def compare_int8(model: Transformer) -> Int8Report:
 
 def _logits(model: Transformer, reader: Transformer | Streamed, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "N V"]:
     """Scores behind every token but the first of each row, which the model itself reads."""
-    cache = LatentCache(model.config, *tokens.shape)
+    cache = LatentCache(model.config, tokens.shape[0], tokens.shape[1])
     places = torch.arange(tokens.shape[1]).expand_as(tokens)
     model(tokens[:, :1], slots=CacheSlots.at(cache, 0, places[:, :1], 1, fresh=True))
     hidden = reader(tokens[:, 1:], slots=CacheSlots.at(cache, 0, places[:, 1:], tokens.shape[1], fresh=False))

@@ -84,6 +84,8 @@ def latent_attention(
     batch, time, heads, width = q.shape
     if time > 1:
         bias = bias.unsqueeze(2).expand(-1, -1, heads, -1).flatten(1, 2)  # (B, T*H, S)
-    scores = torch.baddbmm(bias.to(q.dtype), q.reshape(batch, time * heads, width), latents.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(
+        bias.to(q.dtype), q.reshape(batch, time * heads, width), latents.transpose(1, 2), alpha=scale
+    )
     weights = scores.softmax(-1, dtype=torch.float32).to(latents.dtype)
     return torch.bmm(weights, latents[..., :rank]).view(batch, time, heads, rank)

@@ -1,9 +1,9 @@
 """Products of a few rows on a CPU, which take as long as their weights take to arrive from memory.
 
-A matrix-vector product of MKL or oneDNN reads small matrices at a third of that speed. The kernel behind `embedding_bag`,
-made to sum rows of tables too large for any cache, fetches ahead and keeps the sum in registers; a product is such a sum,
-of the table's rows weighted by x. Which rows to sum is an argument, so that the chosen experts of all tokens are one
-call, and a second kernel reads rows of 8-bit codes.
+A matrix-vector product of MKL or oneDNN reads small matrices at a third of that speed. The kernel behind
+`embedding_bag`, made to sum rows of tables too large for any cache, fetches ahead and keeps the sum in registers; a
+product is such a sum, of the table's rows weighted by x. Which rows to sum is an argument, so that the chosen experts
+of all tokens are one call, and a second kernel reads rows of 8-bit codes.
 """
 
 from functools import lru_cache
@@ -20,7 +20,7 @@ STREAMS = "fbgemm" in torch.backends.quantized.supported_engines  # the library 
 
 
 def table(matrix: Float[Tensor, "I O"], int8: bool = False) -> Tensor:
-    """`matrix` as it is streamed: in one piece, or each row as bytes, with a scale and an offset in float32 behind them.
+    """`matrix` as it is streamed: in one piece, or each row as bytes with a float32 scale and offset behind them.
 
     The bytes err by half a 255th of the span of their row at most.
     """

@@ -1,7 +1,7 @@
 """The model for a few tokens on a CPU: the same arithmetic over weights laid out to be read at memory speed.
 
-Where a step of decoding moves 20 MB of weights in half a millisecond, module calls, norms of five operations and products
-at a third of the memory's speed cost more than all arithmetic. So the weights are copied once into tables.
+Where a step of decoding moves 20 MB of weights in half a millisecond, module calls, norms of five operations and
+products at a third of the memory's speed cost more than all arithmetic. So the weights are copied once into tables.
 """
 
 import torch

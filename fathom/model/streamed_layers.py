@@ -42,8 +42,8 @@ class Norm:
 class StreamedMLA:
     """Absorbed latent attention of a few tokens over a cache that holds those before them.
 
-    Where they are small, W_UK is multiplied into the projection of the queries and W_UV into that of the output: more to
-    read, but two products fewer.
+    Where they are small, W_UK is multiplied into the projection of the queries and W_UV into that of the output: more
+    to read, but two products fewer.
     """
 
     def __init__(self, mla: MLA, norm: RMSNorm, int8: bool) -> None:
@@ -90,7 +90,7 @@ class StreamedMLA:
 def _absorb_keys(
     weight: Float[Tensor, "O I"], w_uk: Float[Tensor, "H P R"], rope_dim: int
 ) -> tuple[Float[Tensor, "Q I"], Float[Tensor, "H P R"] | None]:
-    """The projection that gives absorbed queries, and no W_UK for behind it; or both as they are, if that is smaller."""
+    """The projection that gives absorbed queries and no W_UK behind it; or both as they are, if that is smaller."""
     heads, nope, rank = w_uk.shape
     if heads * (rank + rope_dim) * weight.shape[1] > weight.numel() + w_uk.numel() + FOLDED:
         return weight, w_uk.contiguous()

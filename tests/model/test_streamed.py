@@ -44,7 +44,13 @@ V2 = replace(
     attention=replace(V3.attention, q_lora_rank=None),
     rope=RopeConfig(scaling="yarn", factor=4.0, mscale=0.7, mscale_all_dim=0.5, original_max_position_embeddings=64),
     moe=replace(
-        V3.moe, n_shared_experts=0, scoring_func="softmax", topk_method="greedy", norm_topk_prob=False, n_group=1, topk_group=1
+        V3.moe,
+        n_shared_experts=0,
+        scoring_func="softmax",
+        topk_method="greedy",
+        norm_topk_prob=False,
+        n_group=1,
+        topk_group=1,
     ),
 )
 
@@ -66,7 +72,7 @@ def states(model: Transformer, reader: Transformer | Streamed, rows: int, times:
     """What `reader` says of tokens read a few at a time behind those that the model reads, its drafts' states too."""
     tokens = torch.randint(model.config.vocab_size, (rows, 4 + sum(times)), generator=torch.Generator().manual_seed(7))
     places = torch.arange(tokens.shape[1]).expand_as(tokens)
-    cache = LatentCache(model.config, *tokens.shape)
+    cache = LatentCache(model.config, tokens.shape[0], tokens.shape[1])
     found, first = list[torch.Tensor](), 4
 
     def pass_(first: int, last: int, fresh: bool) -> None:
