@@ -19,7 +19,7 @@ from fathom.model.transformer import Transformer
 
 MOST_TOKENS = 128  # of one pass: for more the model itself is as fast
 MOST_BYTES = 2 << 30  # of a float32 copy: for larger models its memory is worth more than its speed
-KEY = 4096  # numbers that a fingerprint is made with
+SUMMED = 256  # entries of a weight that a fingerprint adds up
 HEAD_ROWS = 4  # up to which the wide head is streamed
 VERIFIED = 8  # tokens a row in a pass of int8: prompts are read in float32
 
@@ -84,8 +84,8 @@ class Streamed:
             return False
         return tokens.numel() <= MOST_TOKENS or (self.int8 and tokens.shape[1] <= VERIFIED)
 
-    def _unit(self, tokens: Tensor, slots: CacheSlots) -> Complex[Tensor, "N F"]:
-        return self.model.turn(tokens, None, slots).unit.flatten(0, 2)
+    def _unit(self, tokens: Tensor, slots: CacheSlots) -> Complex[Tensor, "N 1 F"]:
+        return self.model.turn(tokens, None, slots).unit.flatten(0, 1)
 
     def _layout(self) -> "_Layout":
         if not self._checked:
@@ -117,7 +117,7 @@ class _StreamedBlock:
         self.attention = StreamedMLA(block.attention, block.attention_norm, int8)
         self.feed_forward = kind(block.feed_forward, block.feed_forward_norm, int8)  # pyright: ignore[reportArgumentType]
 
-    def __call__(self, x: Float[Tensor, "N D"], unit: Complex[Tensor, "N F"], slots: CacheSlots) -> None:
+    def __call__(self, x: Float[Tensor, "N D"], unit: Complex[Tensor, "N 1 F"], slots: CacheSlots) -> None:
         """Overwrites x."""
         x.add_(self.attention(x, unit, slots))
         x.add_(self.feed_forward(x))
@@ -135,7 +135,7 @@ class _StreamedMTP:
         self,
         hidden: Float[Tensor, "N D"],
         embedding: Float[Tensor, "N D"],
-        unit: Complex[Tensor, "N F"],
+        unit: Complex[Tensor, "N 1 F"],
         slots: CacheSlots,
     ) -> Float[Tensor, "N D"]:
         x = stream(torch.cat((self.embed_norm(embedding), self.hidden_norm(hidden)), dim=-1), self.projection)
@@ -145,15 +145,16 @@ class _StreamedMTP:
 
 @torch.no_grad()
 def fingerprint(model: Transformer) -> list[float]:
-    """One number for each weight: its product with fixed numbers, which other weights of its shape do not share.
+    """One number for each weight: sums of `SUMMED` entries, each times a number of its place, which change with it.
 
     Takes as long as reading all weights once.
     """
-    key = torch.cos(torch.arange(KEY, dtype=torch.float32))
     found = list[float]()
     for weight in (*model.parameters(), *model.buffers()):
-        rows, rest = weight.flatten().split((weight.numel() // KEY * KEY, weight.numel() % KEY))
-        sums = torch.mv(rows.view(-1, KEY), key)
-        place = torch.arange(1, len(sums) + 1, dtype=torch.float64).rsqrt_()
-        found.append(float(sums.double().dot(place)) + float(rest.dot(key[: len(rest)])))
+        flat = weight.flatten()
+        whole = flat.numel() // SUMMED * SUMMED
+        sums = flat[:whole].view(-1, SUMMED).sum(-1, dtype=torch.float32)
+        places = torch.arange(1.0, len(sums) + 1).rsqrt_()
+        rest = flat[whole:].float()
+        found.append(float(sums.dot(places)) + float(rest.dot(torch.arange(1.0, len(rest) + 1))))
     return found

@@ -62,26 +62,28 @@ class StreamedMLA:
             self.query_norm = Norm(mla.q_a_norm)
             self.queries = table(self.query_norm.read_by(q_weight), int8)
         self.inputs = table(self.norm.read_by(first, mla.kv_a_proj.weight), int8)
-        self.widths = (first.shape[0], a.kv_lora_rank, a.qk_rope_head_dim)
+        self.widths = (first.shape[0], a.cache_width)
         self.out = table(out.T, int8)
 
     def __call__(
-        self, x: Float[Tensor, "N D"], unit: Complex[Tensor, "N F"], slots: CacheSlots
+        self, x: Float[Tensor, "N D"], unit: Complex[Tensor, "N 1 F"], slots: CacheSlots
     ) -> Float[Tensor, "N D"]:
         a, tokens, (batch, time) = self.config, x.shape[0], slots.positions.shape
         inputs = stream(self.norm(x), self.inputs)
-        query, latent, k_rope = inputs.split_with_sizes(self.widths, 1)
+        query, latents = inputs.split_with_sizes(self.widths, 1)
+        latent = latents.narrow(1, 0, a.kv_lora_rank)
         latent.div_(self.latent_norm.length(latent)).mul_(self.latent_norm.gain)
-        _rotate_(k_rope, unit)  # in place, so that what is cached lies together in `inputs`
-        latents = inputs.narrow(1, self.widths[0], a.cache_width).view(batch, time, -1)
+        _rotate_end_(latents.unsqueeze(1), unit)
         if self.query_norm is not None and self.queries is not None:
             query = stream(self.query_norm(query), self.queries)
         q = query.view(tokens, a.num_attention_heads, -1)
-        _rotate_(q.narrow(2, q.shape[2] - a.qk_rope_head_dim, a.qk_rope_head_dim), unit.unsqueeze(1))
+        _rotate_end_(q, unit)
         if self.w_uk is not None:
             q = torch.cat((_per_head(q[..., : a.qk_nope_head_dim], self.w_uk), q[..., a.qk_nope_head_dim :]), dim=-1)
         q = q.view(batch, time, a.num_attention_heads, -1)
-        out = slots.attend(self.layer, latents, q, a.kv_lora_rank, self.scale).view(tokens, a.num_attention_heads, -1)
+        out = slots.attend(self.layer, latents.view(batch, time, -1), q, a.kv_lora_rank, self.scale).view(
+            tokens, a.num_attention_heads, -1
+        )
         if self.w_uv is not None:
             out = _per_head(out, self.w_uv)
         return stream(out.reshape(tokens, -1), self.out)
@@ -141,7 +143,7 @@ class StreamedMoE:
             halves = layer.shared.gate_up.weight.unflatten(0, (2, c.n_shared_experts, -1))
             gate_up = torch.cat((gate_up, halves.transpose(0, 1).flatten(1, 2)))
             down = torch.cat((down, layer.shared.down.weight.T.unflatten(0, (c.n_shared_experts, -1))))
-        self.shared = torch.arange(c.n_routed_experts, len(gate_up)).unsqueeze(0)  # (1, S)
+        self.shared = torch.arange(c.n_routed_experts, len(gate_up)).repeat(FEW, 1)  # (FEW, S)
         self.ones = torch.ones(self.shared.shape)
         self.gate_up = table((gate_up * self.norm.gain).transpose(1, 2).flatten(0, 1), int8)
         self.down = table(down.flatten(0, 1), int8)
@@ -166,8 +168,8 @@ class StreamedMoE:
             for gate_up, down in self.shared_tables:
                 out.add_(_swiglu(normed, gate_up, down))
             return out
-        experts = torch.cat((experts, self.shared.expand(tokens, -1)), 1)
-        weights = torch.cat((weights, self.ones.expand(tokens, -1)), 1)
+        experts = torch.cat((experts, self.shared[:tokens]), 1)
+        weights = torch.cat((weights, self.ones[:tokens]), 1)
         return stream_swiglu(normed, experts, weights, self.gate_up, self.down)
 
 
@@ -176,6 +178,7 @@ def _swiglu(x: Float[Tensor, "N D"], gate_up: Tensor, down: Tensor) -> Float[Ten
     return stream(F.silu(gate).mul_(up), down)
 
 
-def _rotate_(x: Float[Tensor, "*N F2"], unit: Complex[Tensor, "*M F"]) -> None:
-    """Turn neighbours as `rope.rotate` does, in place."""
-    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(unit)
+def _rotate_end_(x: Float[Tensor, "N H W"], unit: Complex[Tensor, "N 1 F"]) -> None:
+    """Turn the neighbours among the last 2 F entries as `rope.rotate` does, in place."""
+    pairs = x.view(torch.complex64)
+    pairs.narrow(2, pairs.shape[2] - unit.shape[2], unit.shape[2]).mul_(unit)
