@@ -19,7 +19,7 @@ from fathom.model.transformer import Transformer
 
 MOST_TOKENS = 128  # of one pass: for more the model itself is as fast
 MOST_BYTES = 2 << 30  # of a float32 copy: for larger models its memory is worth more than its speed
-SUMMED = 256  # entries of a weight that a fingerprint adds up
+SUMMED = 64  # entries of a weight that a fingerprint adds up
 HEAD_ROWS = 4  # up to which the wide head is streamed
 VERIFIED = 8  # tokens a row in a pass of int8: prompts are read in float32
 
@@ -145,16 +145,15 @@ class _StreamedMTP:
 
 @torch.no_grad()
 def fingerprint(model: Transformer) -> list[float]:
-    """One number for each weight: sums of `SUMMED` entries, each times a number of its place, which change with it.
+    """Two numbers for each weight: sums of `SUMMED` entries, each times a number of its place, which change with it.
 
     Takes as long as reading all weights once.
     """
     found = list[float]()
     for weight in (*model.parameters(), *model.buffers()):
         flat = weight.flatten()
-        whole = flat.numel() // SUMMED * SUMMED
-        sums = flat[:whole].view(-1, SUMMED).sum(-1, dtype=torch.float32)
-        places = torch.arange(1.0, len(sums) + 1).rsqrt_()
+        whole = flat.numel() // SUMMED**2 * SUMMED**2
+        sums = flat[:whole].view(-1, SUMMED, SUMMED).sum(1).flatten()
         rest = flat[whole:].float()
-        found.append(float(sums.dot(places)) + float(rest.dot(torch.arange(1.0, len(rest) + 1))))
+        found += [float(part.float().dot(torch.arange(1.0, len(part) + 1).rsqrt_())) for part in (sums, rest)]
     return found
