@@ -169,6 +169,9 @@ def generate(
     seed: Annotated[
         int | None, arg(help="fixes the replies; 0 for a file unless given, else a new one each time")
     ] = None,
+    int8: Annotated[
+        bool, arg(help="on a CPU, decode with weights rounded to bytes: faster, and the error is shown")
+    ] = False,
 ) -> None:
     """Answer prompts, from the command line or from a file.
 
@@ -187,9 +190,9 @@ def generate(
     if lines and output:
         if n is not None:
             raise ValueError("--n does not go with --input; write the field n into the lines that want it")
-        print(talk.generate_file(Run(run), lines, output, sampling, seed or 0))
+        print(talk.generate_file(Run(run), lines, output, sampling, seed or 0, int8))
     else:
-        for reply in talk.generate(Run(run), prompts, sampling, 1 if n is None else n, seed):
+        for reply in talk.generate(Run(run), prompts, sampling, 1 if n is None else n, seed, int8):
             print(reply, flush=True)
 
 
@@ -261,14 +264,36 @@ def bench(
     peer: Annotated[
         Literal["transformers", "trl", "none"], arg(help="library to run beside it: same shape, rows and tokens")
     ] = "none",
+    model: Annotated[
+        str | None,
+        arg(help="decode: 0.7m, 16m (default), h200 (default on a GPU), or the directory of a run or checkpoint"),
+    ] = None,
+    rows: Annotated[tuple[int, ...] | None, arg(help="decode: batches; 1 32 on a CPU, 1 64 256 on a GPU")] = None,
+    prompt: Annotated[int | None, arg(help="decode: tokens of each prompt; 32 on a CPU, 128 on a GPU")] = None,
+    new_tokens: Annotated[int | None, arg(help="decode: tokens that follow (128)")] = None,
+    rounds: Annotated[int | None, arg(help="decode: rounds that count; the median is given (5)")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, arg(help="decode: where (auto)")] = None,
+    int8: Annotated[bool | None, arg(help="decode: weights of 8 bits, on a CPU")] = None,
 ) -> None:
     """Measure speed, alone or beside a peer library, memory beside its plan, or a GPU's attention beside a copy.
 
-    Ends in one line of JSON. Peers need the extra: pip install 'fathomlm[peers]'.
+    Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
+    reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'.
 
     Example: fathom bench train --peer transformers
+
+    Example: fathom bench decode --model runs/laptop --rows 1 8
     """
-    print(json.dumps(import_module(f"fathom.bench.{what}").main(peer)))
+    module = import_module(f"fathom.bench.{what}")
+    given = {"model": model, "rows": rows, "prompt": prompt, "new_tokens": new_tokens, "rounds": rounds}
+    given |= {"device": device, "int8": int8}
+    options = {name: value for name, value in given.items() if value is not None}
+    if what == "decode":
+        print(json.dumps(module.main(peer, module.DecodeOptions(**options))))
+        return
+    if options:
+        raise ValueError(f"--{next(iter(options))} belongs to fathom bench decode; leave it out")
+    print(json.dumps(module.main(peer)))
 
 
 VERBS: dict[str, Callable[..., None]] = {

@@ -1,4 +1,4 @@
-"""The peer libraries, in their fastest settings for a CPU."""
+"""The peer libraries, in their fastest settings."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from fathom.parallel.world import World
 # What transformers offers for experts and cache; which is fastest is measured.
 EXPERTS = ("eager", "grouped_mm", "batched_mm")
 CACHES = ("dynamic", "static")
+CHOICES_GPU = ("grouped_mm static", "batched_mm static")  # static is compiled there: the others are six times slower
 TRIES = 3
 HOPELESS = 2.0  # times slower than the best so far: not tried again
 
@@ -30,13 +31,14 @@ def require_peer(bench: str, peer: str, known: str) -> None:
         raise ValueError(f"{peer} is not installed; add the extra with: pip install 'fathomlm[peers]'")
 
 
-def load_transformers(path: Path) -> Any:
-    """The same weights as a transformers model in float32 with fused attention."""
+def load_transformers(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Any:
+    """The same weights as a transformers model with fused attention."""
     warnings.simplefilter("ignore")  # of libraries about one another
     transformers = import_module("transformers")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    return model.to(device)
 
 
 def fastest(choices: Sequence[str], work: Callable[[str], object], world: World) -> str:
@@ -59,9 +61,11 @@ def fastest_generation(model: Any, prompts: Int[Tensor, "B T"], new_tokens: int,
     def attempt(choice: str) -> None:
         experts, cache = choice.split()
         model.set_experts_implementation(experts)
-        generate_greedily(model, prompts, max(2, new_tokens // 8), cache)
+        generate_greedily(model, prompts, tokens, cache)
 
-    choices = [f"{experts} {cache}" for experts in EXPERTS for cache in CACHES]
+    on_gpu = prompts.is_cuda
+    tokens = new_tokens if on_gpu else max(2, new_tokens // 8)  # a static cache is compiled for its length
+    choices = CHOICES_GPU if on_gpu else [f"{experts} {cache}" for experts in EXPERTS for cache in CACHES]
     experts, cache = fastest(choices, attempt, world).split()
     model.set_experts_implementation(experts)
     return experts, cache

@@ -1,16 +1,17 @@
-"""What is measured: a DeepSeek-V3 model of 0.7 M parameters, small enough for two laptop cores."""
+"""What is measured: DeepSeek-V3 models, small enough for two laptop cores or for one GPU."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from fathom.checkpoint.hub import save_published
-from fathom.config import ModelConfig, MoEConfig
+from fathom.config import AttentionConfig, ModelConfig, MoEConfig
 from fathom.model import Transformer
 
 # No MTP module, and no balance loss: the peers have neither, and both sides are to do the same work.
@@ -23,14 +24,67 @@ SHAPE = ModelConfig(
     moe=MoEConfig(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, seq_aux_alpha=0.0),
 )
 
+# 16.0 M parameters of which a token meets 6.4 M
+MIDDLE = ModelConfig(
+    vocab_size=4096,
+    hidden_size=256,
+    num_hidden_layers=8,
+    num_nextn_predict_layers=0,
+    intermediate_size=768,
+    initializer_range=0.1,
+    attention=AttentionConfig(
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        q_lora_rank=128,
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+    ),
+    moe=MoEConfig(
+        n_routed_experts=16,
+        num_experts_per_tok=2,
+        moe_intermediate_size=128,
+        first_k_dense_replace=1,
+        seq_aux_alpha=0.0,
+    ),
+)
+
+# 816.9 M parameters of which a token meets 167.6 M, head in and embedding out
+LARGE = ModelConfig(
+    vocab_size=32_768,
+    hidden_size=1024,
+    num_hidden_layers=10,
+    num_nextn_predict_layers=0,
+    intermediate_size=2816,
+    attention=AttentionConfig(
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        q_lora_rank=384,
+        kv_lora_rank=256,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+    ),
+    moe=MoEConfig(
+        n_routed_experts=64,
+        num_experts_per_tok=6,
+        moe_intermediate_size=384,
+        first_k_dense_replace=1,
+        seq_aux_alpha=0.0,
+    ),
+)
+
+SHAPES = {"0.7m": SHAPE, "16m": MIDDLE, "h200": LARGE}
+
 
 @contextmanager
-def published(config: ModelConfig) -> Generator[Path]:
+def published(config: ModelConfig, dtype: Literal["float32", "bfloat16"] = "float32") -> Generator[Path]:
     """A directory with fresh weights under the published names, which every side loads; deleted behind the block."""
     model = Transformer(config)
     model.initialise(torch.Generator().manual_seed(0))
     with TemporaryDirectory(prefix="fathom-bench-") as folder:
-        save_published(model, Path(folder))
+        save_published(model, Path(folder), dtype)
         yield Path(folder)
 
 

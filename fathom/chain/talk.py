@@ -27,21 +27,21 @@ LABEL = 10  # columns of the words in front of thinking and answer
 
 
 def generate(
-    run: Run, prompts: Sequence[str], sampling: SamplingConfig, n: int = 1, seed: int | None = None
+    run: Run, prompts: Sequence[str], sampling: SamplingConfig, n: int = 1, seed: int | None = None, int8: bool = False
 ) -> Iterator[str]:
     """`n` replies to each prompt, in their order, thinking included.
 
     `run` may also be the directory of a checkpoint with a tokenizer. Models that know Fathom's chat template are
     asked in it; others continue the prompt as plain text.
     """
-    engine = offline.Engine(open_speaker(run), rows=min(ROWS, max(1, n * len(prompts))))
+    engine = offline.Engine(open_speaker(run), rows=min(ROWS, max(1, n * len(prompts))), int8=int8)
     for replies in engine.generate(prompts, n=n, seed=seed, **vars(sampling)):
         yield from (reply.text for reply in replies)
 
 
-def generate_file(run: Run, source: Path, output: Path, sampling: SamplingConfig, seed: int) -> str:
+def generate_file(run: Run, source: Path, output: Path, sampling: SamplingConfig, seed: int, int8: bool = False) -> str:
     """Answer a file of prompts into another; what to say of it. Raises ValueError if a line had to be left out."""
-    engine = offline.Engine(open_speaker(run), rows=ROWS)
+    engine = offline.Engine(open_speaker(run), rows=ROWS, int8=int8)
     tally = answer_file(engine, source, output, sampling, seed, Console(stderr=True))
     said = f"{output}: {tally.written} answered" + (f", {tally.kept} were there" if tally.kept else "")
     if tally.bad:

@@ -1,5 +1,6 @@
 """The engine: requests in, pieces out, one decoding step at a time for as many rows as are active."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
@@ -8,12 +9,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fathom.infer.check import check_request
+from fathom.infer.int8 import compare_int8
 from fathom.infer.paging import Counters, Paging
 from fathom.infer.request import Piece, Request
 from fathom.infer.runner import Runner
 from fathom.infer.scheduler import Queue
 from fathom.infer.tables import lay_tables
 from fathom.model import Transformer
+
+log = logging.getLogger(__name__)
 
 STEP_TOKENS = (2048, 8192)  # of a step on a CPU and on a GPU
 FIRST_CAPACITY = 64  # tokens a row holds before it first grows
@@ -33,7 +37,8 @@ class Engine:
     changed weights by `swap_weights`. By default a GPU has as many pages as fit, and a CPU, where a row in one stretch
     is read faster, has none; 0 asks for none. On a GPU rows draw up to `BURST` tokens between two looks of the host,
     by CUDA graphs unless `graphs` is off. With `invariant` texts there do not depend on their neighbours to the last
-    bit, which takes two rows at least.
+    bit, which takes two rows at least. With `int8`, on a CPU, prompts are read in float32 and what follows them with
+    weights rounded to bytes; how far that leads is measured now and logged.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Engine:
         prefix_cache: bool = True,
         graphs: bool = True,
         invariant: bool = False,
+        int8: bool = False,
     ) -> None:
         limit = model.config.max_position_embeddings
         if rows < 1:
@@ -65,7 +71,11 @@ class Engine:
         self._capacity = limit if capacity is None else capacity
         self._vocab_size = model.config.vocab_size
         tables = lay_tables(model, rows, self._capacity, drafts, pages, page_size, prefix_cache)
-        self._runner = Runner(model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, tables, graphs, invariant)
+        self._runner = Runner(
+            model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, tables, graphs, invariant, int8
+        )
+        if int8:
+            log.info("decoding with weights in int8: %s", compare_int8(model))
         self._paging = Paging(self._runner, tables, step_tokens) if tables else None
         self._queue = Queue(rows)
         self._open: dict[int, int] = {}  # samples of each request in flight that are not finished
@@ -106,6 +116,8 @@ class Engine:
         check_request(request, self._vocab_size, self._capacity)
         if self._paging:
             self._paging.check(request)
+        if not self.busy:
+            self._runner.weights_may_differ()
         self._make_room(request)
         request_id, self._next_id = self._next_id, self._next_id + 1
         self._open[request_id] = request.n
@@ -184,6 +196,7 @@ class Engine:
             self._require_idle()
         if weights is not None:
             self._runner.load(weights)
+        self._runner.weights_may_differ()
         self._runner.version = version
         if self._paging:
             self._paging.restart(self._queue)

@@ -17,7 +17,6 @@ from fathom.kernels.triton.sampling import draw_and_record
 from fathom.model import Transformer
 from fathom.model.decode import fused_hidden, rotations
 
-
 T = TypeVar("T")
 
 SHORT = 512  # tokens up to which a pass over prompts is a graph too

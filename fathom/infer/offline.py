@@ -62,11 +62,13 @@ class Engine:
     SamplingConfig are keywords (`temperature`, `top_p`, `top_k`, `max_tokens`).
     """
 
-    def __init__(self, source: Path | str | Speaker, *, rows: int = ROWS, device: str = "auto") -> None:
-        """Load the model at a path, or take one that is loaded already."""
+    def __init__(
+        self, source: Path | str | Speaker, *, rows: int = ROWS, device: str = "auto", int8: bool = False
+    ) -> None:
+        """Load the model at a path, or take one that is loaded already; `int8` rounds what a CPU decodes with."""
         self.speaker = source if isinstance(source, Speaker) else load_speaker(source, choose_device(device))
         self.rows = rows
-        self._engine = batching.Engine(self.speaker.model, rows)
+        self._engine = batching.Engine(self.speaker.model, rows, int8=int8)
 
     @property
     def model(self) -> Transformer:

@@ -196,10 +196,10 @@ class Paging:
             hidden = graphs.read(tokens[:, :-1], places, table)
         else:
             slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
-            hidden = runner.model(tokens[:, :-1], slots=slots)
+            hidden = runner.reader(tokens[:, :-1], slots=slots)
         if runner.drafts:
             slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
-            runner.model.predict_further(0, hidden, tokens[:, 1:], slots=slots)
+            runner.reader.predict_further(0, hidden, tokens[:, 1:], slots=slots)
         for each, start in zip(readings, starts, strict=True):
             each.done = min(start + width, each.size)
             tables.publish(each.holding, each.text, each.done, runner.version)

@@ -9,12 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fathom.infer.edits import Edits
+from fathom.infer.int8 import require_int8
 from fathom.infer.rows import Rows, SavedRow
 from fathom.infer.sampler import Choice, draw, draw_each, likeliest, uniform
 from fathom.infer.scheduler import PREFILL_TOKENS, Admission
 from fathom.infer.tables import Tables
 from fathom.infer.traces import Traces
-from fathom.model import CacheSlots, LatentCache, PagedSlots, Transformer
+from fathom.model import CacheSlots, LatentCache, PagedSlots, Streamed, Transformer, streams
 from fathom.model.decode import has_fused_step
 
 if TYPE_CHECKING:
@@ -54,9 +55,13 @@ class Runner:
         tables: Tables | None = None,
         graphs: bool = True,
         invariant: bool = False,
+        int8: bool = False,
     ) -> None:
         weight = model.embedding.weight
         self.model, self.drafts, self.device, self.tables = model, drafts, weight.device, tables
+        if int8:
+            require_int8(model)
+        self.reader = Streamed(model, int8) if streams(model, int8) else model  # what passes go through
         self.cache = LatentCache(model.config, 0 if tables else rows, capacity, weight.dtype, weight.device)
         self.rows = Rows(rows, weight.device)
         self.edits = Edits(self.rows, model.config.vocab_size, weight.device)
@@ -71,7 +76,9 @@ class Runner:
 
             self.graphs = Graphs(model, self.rows, tables, graphs, invariant)
         if invariant and self.graphs is None:
-            raise ValueError("invariant decoding is made for latent attention over pages on a GPU without drafts; drop it")
+            raise ValueError(
+                "invariant decoding is made for latent attention over pages on a GPU without drafts; drop it"
+            )
 
     @property
     def burst(self) -> int:
@@ -136,10 +143,10 @@ class Runner:
         tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.device)
         places = torch.arange(width, device=self.device).expand_as(tokens)
         slots = self._slots(first, places, width, fresh=True)
-        hidden = self.model(tokens, slots=slots)
+        hidden = self.reader(tokens, slots=slots)
         if self.drafts and width > 1:
             slots = self._slots(first, places[:, :-1], width - 1, fresh=True)
-            self.model.predict_further(0, hidden[:, :-1], tokens[:, 1:], slots=slots)
+            self.reader.predict_further(0, hidden[:, :-1], tokens[:, 1:], slots=slots)
         return hidden
 
     def decode(self, steps: int = 1) -> None:
@@ -157,7 +164,7 @@ class Runner:
         if self.graphs and self.tables:
             hidden = self.graphs.read(row.token.unsqueeze(1), place, self.tables.rows(self.rows.count))
         else:
-            hidden = self.model(row.token.unsqueeze(1), slots=self._slots(0, place, self._reach))
+            hidden = self.reader(row.token.unsqueeze(1), slots=self._slots(0, place, self._reach))
         self._record(self._draw_next(self._logits(hidden, place + 1)[:, 0], place + 1))
         self._reach += 1
 
@@ -165,7 +172,7 @@ class Runner:
         row = self.rows.fields()
         places = torch.stack((row.position, row.position + 1), dim=1)
         slots = self._slots(0, places, self._reach + 1)
-        hidden = self.model(torch.stack((row.token, row.draft), dim=1), slots=slots)
+        hidden = self.reader(torch.stack((row.token, row.draft), dim=1), slots=slots)
         logits = self._logits(hidden, places + 1)
         if self.rows.edited:  # what follows the draft is drawn once the draft counts among the tokens drawn
             first, second = self._draw_next(logits[:, 0], places[:, :1] + 1), None
@@ -207,18 +214,18 @@ class Runner:
     ) -> None:
         """Draft from the states at `places` and the tokens that follow them; a row now ends with column `newest`."""
         slots = self._slots(first, places, self._reach)
-        states = self.model.predict_further(0, hidden, following, slots=slots)
+        states = self.reader.predict_further(0, hidden, following, slots=slots)
         state = states[torch.arange(len(states), device=self.device), newest].unsqueeze(1)
         row = self.rows.fields(first)
         going = self.rows.finished()[first:].logical_not_() if self.rows.edited else None
-        drawn = self._draw_next(self.model.logits(state.squeeze(1)), row.position.unsqueeze(1) + 1, first, going)
+        drawn = self._draw_next(self.reader.logits(state.squeeze(1)), row.position.unsqueeze(1) + 1, first, going)
         row.draft.copy_(drawn.token)
 
     def _logits(
         self, hidden: Float[Tensor, "N T D"], places: Int[Tensor, "N T"], first: int = 0
     ) -> Float[Tensor, "N T V"]:
         """Scores of what rows first .. count - 1 put at `places`, of which traces are kept where a row asks."""
-        head = self.graphs.logits if self.graphs else self.model.logits
+        head = self.graphs.logits if self.graphs else self.reader.logits
         logits = head(hidden.flatten(0, 1)).view(*places.shape, -1)
         if self.rows.traced:
             self.traces.note(logits, places, first, self.version)
@@ -255,6 +262,11 @@ class Runner:
             laws = (each.unsqueeze(1).expand_as(places).flatten() for each in (temperature, row.top_k, top_p, min_p))
             drawn = draw_each(scores, uniforms, *laws, edited=edited)
         return Choice(*(each.view_as(places) for each in drawn))
+
+    def weights_may_differ(self) -> None:
+        """Look at the weights again before the next pass: somebody may have changed them."""
+        if isinstance(self.reader, Streamed):
+            self.reader.weights_may_differ()
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy `weights` over the model's; ValueError, and nothing changed, unless all names and shapes fit."""

@@ -85,10 +85,13 @@ def latent_attention(
     space, for W_UV to expand (V2 appendix C). `bias` is added to the scores: -inf hides a key.
     """
     batch, time, heads, width = q.shape
-    scores = torch.bmm(q.reshape(batch, time * heads, width), latents.transpose(1, 2)).mul_(scale)
-    scores = scores.view(batch, time, heads, -1).add_(bias.unsqueeze(2))
+    if time > 1:
+        bias = bias.unsqueeze(2).expand(-1, -1, heads, -1).flatten(1, 2)  # (B, T*H, S)
+    scores = torch.baddbmm(
+        bias.to(q.dtype), q.reshape(batch, time * heads, width), latents.transpose(1, 2), alpha=scale
+    )
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(latents.dtype)
-    return torch.bmm(weights.view(batch, time * heads, -1), latents[..., :rank]).view(batch, time, heads, rank)
+    return torch.bmm(weights, latents[..., :rank]).view(batch, time, heads, rank)
 
 
 @twin
@@ -106,8 +109,9 @@ def paged_latent_attention(
     The tokens of row b are those of pages table[b, 0], table[b, 1], ...; its T new ones are already written. Query t
     sees the first length[b] + t of them, so `length` counts the first new token. A row of length 0 gives zeros, and
     neither table entries nor cached values behind the last token matter. `pages` may hold what `quantize_latents`
-    packs. Weights are softmaxed in float32. A GPU reads long contexts in `splits` parts, as many as suit the batch unless
-    given; that changes rounding alone, and is of no account here. Raises ValueError where shapes and types do not fit each other.
+    packs. Weights are softmaxed in float32. A GPU reads long contexts in `splits` parts, as many as suit the batch
+    unless given; that changes rounding alone and is of no account here. Raises ValueError where shapes and types do not
+    fit each other.
     """
     check_pages(q, pages, table, length, rank)
     batch, time, heads, width = q.shape

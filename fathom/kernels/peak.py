@@ -4,6 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 64  # entries whose maximum is taken together
+FEW = 4  # rows whose largest entries are sooner found one by one
 
 
 def peak(x: Float[Tensor, "N V"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
@@ -11,7 +12,7 @@ def peak(x: Float[Tensor, "N V"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"
 
     On a CPU a maximum is vectorised and its place is not, so the place is sought in the row's best block alone.
     """
-    if x.is_cuda or x.shape[1] % BLOCK:
+    if x.is_cuda or x.shape[1] % BLOCK or x.shape[0] <= FEW:
         value, place = x.max(-1)
         return value, place
     blocks = x.unflatten(1, (-1, BLOCK))  # (N, V / BLOCK, BLOCK)

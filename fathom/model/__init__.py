@@ -2,6 +2,7 @@
 
 from fathom.model.cache import CacheSlots, LatentCache, PagedCache, PagedSlots, Slots
 from fathom.model.moe import RoutingTrace, update_selection_bias
+from fathom.model.streamed import Streamed, streams
 from fathom.model.transformer import Transformer
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "PagedSlots",
     "RoutingTrace",
     "Slots",
+    "Streamed",
     "Transformer",
+    "streams",
     "update_selection_bias",
 ]

@@ -85,7 +85,7 @@ class CacheSlots:
         """Write what one layer caches of the new tokens and return all entries that may be seen."""
         rows = self.cache.layers[layer]
         rows.view(-1, rows.shape[-1]).index_copy_(0, self.entries, vectors.flatten(0, 1).to(rows.dtype))
-        return rows[self.first : self.first + vectors.shape[0], : self.length]
+        return rows.narrow(0, self.first, vectors.shape[0]).narrow(1, 0, self.length)
 
     def attend(
         self, layer: int, latents: Float[Tensor, "B T W"], q: Float[Tensor, "B T H W"], rank: int, scale: float

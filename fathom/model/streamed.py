@@ -1,0 +1,159 @@
+"""The model for a few tokens on a CPU: the same arithmetic over weights laid out to be read at memory speed.
+
+Where a step of decoding moves 20 MB of weights in half a millisecond, module calls, norms of five operations and
+products at a third of the memory's speed cost more than all arithmetic. So the weights are copied once into tables.
+"""
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from fathom.kernels.stream import STREAMS, stream, table
+from fathom.model.block import Block
+from fathom.model.cache import Slots
+from fathom.model.mla import MLA
+from fathom.model.moe import MoE
+from fathom.model.mtp import MTPModule
+from fathom.model.streamed_layers import Norm, StreamedMLA, StreamedMoE, StreamedSwiGLU
+from fathom.model.transformer import Transformer
+
+MOST_TOKENS = 128  # of one pass: for more the model itself is as fast
+MOST_BYTES = 2 << 30  # of a float32 copy: for larger models its memory is worth more than its speed
+SUMMED = 64  # entries of a weight that a fingerprint adds up
+HEAD_ROWS = 4  # up to which the wide head is streamed
+VERIFIED = 8  # tokens a row in a pass of int8: prompts are read in float32
+
+State = Float[Tensor, "B T D"]
+
+
+def streams(model: Transformer, int8: bool = False) -> bool:
+    """Whether `Streamed` is for this model: latent attention in float32 on a CPU, and not too large for a copy."""
+    weight = model.embedding.weight
+    small = int8 or sum(parameter.nbytes for parameter in model.parameters()) <= MOST_BYTES
+    a = model.config.attention
+    even = not (a.kv_lora_rank % 2 or a.qk_nope_head_dim % 2 or (a.q_lora_rank or 0) % 2)  # pairs are turned in place
+    on_cpu = STREAMS and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return on_cpu and a.kind == "mla" and even and small
+
+
+class Streamed:
+    """Called like the model with `slots`. Passes that fill fresh rows, or have many tokens, are left to the model.
+
+    The copy is made when it is first needed, and again when `weights_may_differ` was called and they do. That is seen
+    from the weights themselves: torch counts changes, but not those of its fused optimizers.
+    With `int8` all matrices that are read at each step but the router and the two of kv_b_proj are bytes.
+    """
+
+    def __init__(self, model: Transformer, int8: bool = False) -> None:
+        self.model, self.int8 = model, int8
+        self._laid_out: _Layout | None = None
+        self._checked = False
+
+    def weights_may_differ(self) -> None:
+        """Compare the weights with those that were copied before the next pass."""
+        self._checked = False
+
+    def __call__(self, tokens: Int[Tensor, "B T"], slots: Slots) -> State:
+        """As `Transformer.forward`."""
+        if not self._takes(tokens, slots):
+            return self.model(tokens, slots=slots)
+        layout = self._layout()
+        x = self.model.embedding(tokens).flatten(0, 1)
+        unit = self._unit(tokens, slots)
+        for block in layout.blocks:
+            block(x, unit, slots)
+        return layout.norm(x).mul_(layout.norm.gain).view(*tokens.shape, -1)
+
+    def predict_further(self, depth: int, hidden: State, tokens: Int[Tensor, "B T"], slots: Slots) -> State:
+        """As `Transformer.predict_further`."""
+        if not self._takes(tokens, slots):
+            return self.model.predict_further(depth, hidden, tokens, slots=slots)
+        embedding = self.model.embedding(tokens).flatten(0, 1)
+        x = self._layout().mtp[depth](hidden.flatten(0, 1), embedding, self._unit(tokens, slots), slots)
+        return x.view(*tokens.shape, -1)
+
+    def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """As `Transformer.logits`."""
+        rows = hidden.shape[0]
+        if rows > (MOST_TOKENS if self.int8 else HEAD_ROWS):
+            return self.model.logits(hidden)
+        return stream(hidden, self._layout().head)
+
+    def _takes(self, tokens: Tensor, slots: Slots) -> bool:
+        if slots.fresh:
+            return False
+        return tokens.numel() <= MOST_TOKENS or (self.int8 and tokens.shape[1] <= VERIFIED)
+
+    def _unit(self, tokens: Tensor, slots: Slots) -> Complex[Tensor, "N 1 F"]:
+        return self.model.turn(tokens, None, slots).unit.flatten(0, 1)
+
+    def _layout(self) -> "_Layout":
+        if not self._checked:
+            seen = fingerprint(self.model)
+            if self._laid_out is None or seen != self._laid_out.fingerprint:
+                self._laid_out = None  # its memory is free for the next
+                self._laid_out = _Layout(self.model, self.int8, seen)
+            self._checked = True
+        assert self._laid_out is not None
+        return self._laid_out
+
+
+class _Layout:
+    """The copy of all weights, and which they were."""
+
+    def __init__(self, model: Transformer, int8: bool, seen: list[float]) -> None:
+        with torch.no_grad():
+            self.blocks = [_StreamedBlock(block, int8) for block in model.layers]  # pyright: ignore[reportArgumentType]
+            self.mtp = [_StreamedMTP(module, int8) for module in model.mtp]  # pyright: ignore[reportArgumentType]
+            self.norm = Norm(model.norm)
+            self.head = table(model.head_weight.T, int8)
+        self.fingerprint = seen
+
+
+class _StreamedBlock:
+    def __init__(self, block: Block, int8: bool) -> None:
+        assert isinstance(block.attention, MLA)
+        kind = StreamedMoE if isinstance(block.feed_forward, MoE) else StreamedSwiGLU
+        self.attention = StreamedMLA(block.attention, block.attention_norm, int8)
+        self.feed_forward = kind(block.feed_forward, block.feed_forward_norm, int8)  # pyright: ignore[reportArgumentType]
+
+    def __call__(self, x: Float[Tensor, "N D"], unit: Complex[Tensor, "N 1 F"], slots: Slots) -> None:
+        """Overwrites x."""
+        x.add_(self.attention(x, unit, slots))
+        x.add_(self.feed_forward(x))
+
+
+class _StreamedMTP:
+    def __init__(self, module: MTPModule, int8: bool) -> None:
+        self.embed_norm, self.hidden_norm = Norm(module.embed_norm), Norm(module.hidden_norm)
+        of_embedding, of_hidden = module.projection.weight.chunk(2, dim=1)
+        parts = (self.embed_norm.read_by(of_embedding), self.hidden_norm.read_by(of_hidden))
+        self.projection = table(torch.cat(parts), int8)
+        self.block, self.norm = _StreamedBlock(module.block, int8), Norm(module.norm)
+
+    def __call__(
+        self,
+        hidden: Float[Tensor, "N D"],
+        embedding: Float[Tensor, "N D"],
+        unit: Complex[Tensor, "N 1 F"],
+        slots: Slots,
+    ) -> Float[Tensor, "N D"]:
+        x = stream(torch.cat((self.embed_norm(embedding), self.hidden_norm(hidden)), dim=-1), self.projection)
+        self.block(x, unit, slots)
+        return self.norm(x).mul_(self.norm.gain)
+
+
+@torch.no_grad()
+def fingerprint(model: Transformer) -> list[float]:
+    """Two numbers for each weight: sums of `SUMMED` entries, each times a number of its place, which change with it.
+
+    Takes as long as reading all weights once.
+    """
+    found = list[float]()
+    for weight in (*model.parameters(), *model.buffers()):
+        flat = weight.flatten()
+        whole = flat.numel() // SUMMED**2 * SUMMED**2
+        sums = flat[:whole].view(-1, SUMMED, SUMMED).sum(1).flatten()
+        rest = flat[whole:].float()
+        found += [float(part.float().dot(torch.arange(1.0, len(part) + 1).rsqrt_())) for part in (sums, rest)]
+    return found
