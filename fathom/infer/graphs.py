@@ -116,7 +116,7 @@ class Graphs:
         draw_and_record(self.logits(hidden), state)
 
     def _record(self, place: Int32[Tensor, " N"], work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-        """Do some work with idle rows, which compiles its kernels, and record it; what `place` says meanwhile is kept."""
+        """Do some work with idle rows, which compiles its kernels, and record it; `place` is as it was behind it."""
         kept = place.clone()
         place.fill_(-1)
         stream = torch.cuda.Stream()

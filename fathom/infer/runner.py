@@ -70,14 +70,11 @@ class Runner:
         self.row_steps = 0  # rows decoded, summed over the steps
         self.verdicts = torch.zeros(2, dtype=torch.int64, device=weight.device)  # drafts checked, drafts kept
         self._reach = 0  # the newest tokens of all active rows lie before this place
-        self.graphs: Graphs | None = None
-        if tables is not None and weight.is_cuda and not drafts and has_fused_step(model.config):
-            from fathom.infer.graphs import Graphs  # needs Triton, which comes with torch for GPUs alone
-
-            self.graphs = Graphs(model, self.rows, tables, graphs, invariant)
-        if invariant and self.graphs is None:
+        fused = tables is not None and weight.is_cuda and not drafts and has_fused_step(model.config)
+        self.graphs = _graphs(model, self.rows, tables, graphs, invariant) if fused and tables else None
+        if invariant and not fused:
             raise ValueError(
-                "invariant decoding is made for latent attention over pages on a GPU without drafts; drop it"
+                "invariant=True needs latent attention over pages on a GPU, without drafts; leave it out elsewhere"
             )
 
     @property
@@ -334,6 +331,12 @@ class Runner:
 
     def _newest_place(self) -> int:
         return int(self.rows.fields().position.max())
+
+
+def _graphs(model: Transformer, rows: Rows, tables: Tables, replay: bool, invariant: bool) -> "Graphs":
+    from fathom.infer.graphs import Graphs  # needs Triton, which comes with torch for GPUs alone
+
+    return Graphs(model, rows, tables, replay, invariant)
 
 
 def _column(choice: Choice, column: int) -> Choice:

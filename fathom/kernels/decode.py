@@ -64,8 +64,8 @@ def absorb_query(
     """Queries in the latent space, and the latents of these tokens written to their pages (V2 appendix C).
 
     `q` holds nope and rope parts of every head, `kv` the latent before its norm and the key that all heads share.
-    The nope part is multiplied by W_UK, the first rows of `w_kv`; both rope parts are turned by `turns[place]`. The N rows
-    are B rows of the table with N / B tokens each. Rows at place -1 are idle: nothing is written for them.
+    The nope part is multiplied by W_UK, the first rows of `w_kv`; both rope parts are turned by `turns[place]`. The N
+    rows are B rows of the table with N / B tokens each. Rows at place -1 are idle: nothing is written for them.
     """
     heads, rank, rope = w_kv.shape[0], w_kv.shape[2], 2 * turns.shape[1]
     nope, turning = q.view(len(q), heads, -1).split((q.shape[1] // heads - rope, rope), dim=-1)
@@ -87,7 +87,7 @@ def _turn(x: Float[Tensor, "*N F2"], unit: Tensor) -> Float[Tensor, "*N F2"]:
 
 @twin
 def expand_value(context: Float[Tensor, "N H R"], w_kv: Float[Tensor, "H NV R"], nope: int) -> Float[Tensor, "N HV"]:
-    """What attention found in the latent space, through each head's W_UV: the rows of `w_kv` behind the first `nope`."""
+    """What attention found in the latent space, through each head's W_UV: rows `nope` and on of its `w_kv`."""
     return torch.einsum("nhr,hvr->nhv", context.to(w_kv.dtype), w_kv[:, nope:]).flatten(1)
 
 

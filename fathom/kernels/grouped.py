@@ -31,9 +31,8 @@ def grouped_swiglu(
     order = experts.flatten().argsort(stable=True)
     load = torch.bincount(experts.flatten(), minlength=gate_up.shape[0])
     token = order // experts.shape[1]
-    exact = x.dtype == gate_up.dtype == torch.float32 and not (
-        torch.is_grad_enabled() or torch.is_autocast_enabled("cuda")
-    )
+    training = torch.is_grad_enabled() or torch.is_autocast_enabled("cuda")
+    exact = x.dtype == gate_up.dtype == torch.float32 and not training  # for inference that was given such weights
     if x.is_cuda and not exact:
         return _grouped_mm_swiglu(x, order, token, load, weights, gate_up, down)
     if not torch.is_grad_enabled():

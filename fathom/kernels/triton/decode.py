@@ -1,4 +1,4 @@
-"""The twins of a decoding step's pieces. Every kernel may start while the one before it ends, and loads weights first."""
+"""The twins of a decoding step's pieces. Every kernel may be launched while the one before it still runs."""
 
 import torch
 import triton
@@ -54,7 +54,7 @@ def _absorb(
     BLOCK_NOPE: tl.constexpr, BLOCK_RANK: tl.constexpr, ALL_RANK: tl.constexpr, BLOCK_F: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one head's latent query, with the rotated part beside the first tile; the last program writes latents."""
+    """A tile of one head's latent query, the rotated part beside the first tile; the last program writes latents."""
     tiles: tl.constexpr = (RANK + BLOCK_RANK - 1) // BLOCK_RANK
     WIDTH: tl.constexpr = RANK + ROPE
     program = tl.program_id(0)

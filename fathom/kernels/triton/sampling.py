@@ -164,5 +164,6 @@ def draw_and_record(logits: Tensor, state: DrawState) -> None:
         logits, *(state[:4]), state.key, state.temperature, state.top_k, state.top_p, state.min_p, state.stop_ids,
         state.place, state.tokens, state.logprobs, size, logits.stride(0), len(state.stop_ids),
         state.stop_ids.stride(0), state.tokens.stride(0),
-        BLOCK=min(4096, max(64, triton.next_power_of_2(size))), PDL=pdl, launch_pdl=pdl, num_warps=16 if size > 4096 else 4,
+        BLOCK=min(4096, max(64, triton.next_power_of_2(size))), PDL=pdl, launch_pdl=pdl,
+        num_warps=16 if size > 4096 else 4,
     )  # fmt: skip
