@@ -262,7 +262,7 @@ def bench(
         Literal["transformers", "trl", "none"], arg(help="library to run beside it: same shape, rows and tokens")
     ] = "none",
 ) -> None:
-    """Measure speed, alone or beside a peer library, memory beside its plan, or a GPU's attention beside a copy.
+    """Measure speed, alone or beside a peer library, memory beside its plan, or attention.
 
     Ends in one line of JSON. Peers need the extra: pip install 'fathomlm[peers]'.
 
