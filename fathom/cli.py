@@ -275,7 +275,7 @@ def bench(
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, arg(help="decode: where (auto)")] = None,
     int8: Annotated[bool | None, arg(help="decode: weights of 8 bits, on a CPU")] = None,
 ) -> None:
-    """Measure speed, alone or beside a peer library, memory beside its plan, or a GPU's attention beside a copy.
+    """Measure speed, alone or beside a peer library, memory beside its plan, or attention.
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
     reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'.
