@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from numbers import Real
-from typing import Literal
 
 import torch
 
@@ -16,11 +15,11 @@ MOST_DRAFTS = 8  # of one step
 BIAS_LIMIT = 100.0  # both ways (OpenAI API)
 
 
-def check_drafts(drafts: int | Literal["auto"], verify: str, modules: int) -> None:
+def check_drafts(drafts: object, verify: object, modules: int) -> None:
     """Raise ValueError unless a model with so many MTP modules can draft so."""
     if verify not in RULES:
         raise ValueError(f"verify={verify!r} is unknown; choose one of {', '.join(RULES)}")
-    if drafts != "auto" and (not isinstance(drafts, int) or not 0 <= drafts <= MOST_DRAFTS):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if drafts != "auto" and (not isinstance(drafts, int) or not 0 <= drafts <= MOST_DRAFTS):
         raise ValueError(f'drafts={drafts!r} is no count in 0..{MOST_DRAFTS}; give one, or "auto"')
     if drafts and not modules:
         raise ValueError("drafts need an MTP module, and this model has num_nextn_predict_layers=0; decode without")
