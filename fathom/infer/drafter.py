@@ -20,6 +20,8 @@ from fathom.infer.rows import Rows
 from fathom.infer.scheduler import PREFILL_TOKENS
 from fathom.model import CacheSlots, Transformer
 
+LOGGED = 64  # steps without drafts whose states are put into the table together
+
 Slots = Callable[[int, Tensor, int, bool], CacheSlots]  # of the first row, places (N, T), their bound, and `fresh`
 Choose = Callable[[Tensor, int], Tensor]  # logits (N, V) of draft j, counted from 1, to tokens (N,)
 
@@ -41,6 +43,8 @@ class Drafter:
         self._carried = weight.new_zeros(max(0, modules - 1), rows.capacity, width)
         self._begin = torch.zeros(rows.capacity, dtype=torch.int64, device=weight.device)  # places before it are read
         self._row = torch.arange(rows.capacity, device=weight.device)
+        self._log = list[Tensor]()  # states of the steps without drafts that are not in the table yet
+        self._logged = self._begin  # places of the first of them
         self._behind = 0  # places to be read, of the row that has the most
         self._unread = False  # whether some of them are of a prompt
 
@@ -48,6 +52,18 @@ class Drafter:
     def late(self) -> bool:
         """Whether there is more to be read than the steps with drafts leave: `catch_up` comes before `draft` then."""
         return self._unread or self._behind > self._window
+
+    def log(self, hidden: Float[Tensor, "N 1 D"]) -> None:
+        """Let the states of a step without drafts, which has moved every row on, wait until they are read.
+
+        Nothing is copied as long as the rows stay the same: such steps are to cost no more than without drafts.
+        """
+        if self._log and (len(self._log) == LOGGED or len(self._log[0]) != len(hidden)):
+            self._file()
+        if not self._log:
+            self._logged = self._rows.fields().position - 1
+        self._log.append(hidden)
+        self._behind += 1
 
     def keep(self, hidden: Float[Tensor, "N T D"], places: Int[Tensor, "N T"], length: int, first: int = 0) -> None:
         """Let states of the model at `places`, all below `length`, wait until they are read."""
@@ -70,6 +86,7 @@ class Drafter:
         self, hidden: Float[Tensor, "P T D"], last: Int[Tensor, " N"], owner: Int[Tensor, " N"], first: int, read: bool
     ) -> None:
         """Take up rows first .. first + N - 1 with prompt owner[i], which ends at place last[i] and is `read` or not."""
+        self._file()
         rows, behind = slice(first, first + len(owner)), self._behind
         if read:
             self._carried[:, rows] = self._carried[:, first + owner]
@@ -84,6 +101,7 @@ class Drafter:
 
     def catch_up(self, length: int) -> None:
         """Read all that waits but the newest place, some rows at a time; all places lie below `length`."""
+        self._file()
         rows = self._rows
         position, begin = rows.fields().position, self._begin[: rows.count]
         width = int((position - begin).max()) - 1
@@ -105,6 +123,7 @@ class Drafter:
     def draft(self, count: int, length: int, limit: int, choose: Choose) -> list[Int[Tensor, " N"]]:
         """Read what waits and draft `count` tokens behind the newest ones, which lie below `length`; no place of a row
         reaches `limit`."""
+        self._file()
         rows = self._rows
         row, begin = rows.fields(), self._begin[: rows.count]
         newest = row.position.clone()  # `choose` may move rows on meanwhile
@@ -130,13 +149,25 @@ class Drafter:
 
     def move(self, source: Int[Tensor, " M"], target: Int[Tensor, " M"]) -> None:
         """Rows `source` have moved to `target`."""
+        self._file()
         for table in (self._states, self._begin):
             table[target] = table[source]
         self._carried[:, target] = self._carried[:, source]
 
     def clear(self) -> None:
         """No row is active any more."""
+        self._log.clear()
         self._behind, self._unread = 0, False
+
+    def _file(self) -> None:
+        """Put what is logged into the table."""
+        if not self._log:
+            return
+        hidden, self._log = torch.cat(self._log, dim=1), []
+        places = self._logged.unsqueeze(1) + torch.arange(hidden.shape[1], device=hidden.device)
+        behind = self._behind
+        self.keep(hidden, places, int(places.max()) + 1)
+        self._behind = behind
 
     def _places(self, first: int, end: int, width: int) -> Int[Tensor, "N W"]:
         """The first `width` places that rows first .. end - 1 have not read."""

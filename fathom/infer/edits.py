@@ -1,6 +1,6 @@
 """What changes the logits of a row before it draws: penalties, bias, ruled-out tokens, forced tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
@@ -70,7 +70,7 @@ class Edits:
         begin.copy_(torch.where(opens, position + 1 + after, begin.masked_fill(cancels, OVER)))
 
     @contextmanager
-    def supposing(self) -> Iterator[Callable[[Int[Tensor, " N"]], None]]:
+    def supposing(self) -> Generator[Callable[[Int[Tensor, " N"]], None]]:
         """Yields a function that takes drafts of all active rows for recorded; behind the block none of them is."""
         rows, plan, supposed = self._rows, self._plan.clone(), list[Tensor]()
         position = rows.fields().position

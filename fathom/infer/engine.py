@@ -73,6 +73,11 @@ class Engine:
         return [kept / checked for checked, kept in zip(*self._verdicts(), strict=True) if checked]
 
     @property
+    def decoded(self) -> int:
+        """Tokens drawn so far, but for the first of each completion, which the pass over its prompt gives."""
+        return self._runner.row_steps + sum(self._verdicts()[1])
+
+    @property
     def tokens_per_step(self) -> float:
         """Tokens that a row gained per decoding step so far; 1 without drafts."""
         return 1 + sum(self._verdicts()[1]) / max(self._runner.row_steps, 1)

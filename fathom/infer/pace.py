@@ -13,11 +13,12 @@ from statistics import median
 
 from fathom.plan.serving import tokens_per_step
 
-HOLD = 8  # steps between two choices
+HOLD = 16  # steps between two choices
 TRUSTED = 3  # times from which on a median counts
 NEWEST = 15  # times that are kept of each kind of step
 TRIALS = 0.01  # share of all time that may be lost to trying what does not pay
 PATIENCE = 256  # steps between two trials of what does not seem to pay: drafts, or where these do, none
+SOON = 16  # the same for a choice that is new; doubled whenever it is confirmed
 WORTH = 1.02  # what another count must gain over the present best, for the times are noisy
 NEAR = 0.95  # an untried count is tried where it promises so much of the best
 DECAY = 0.99  # of the counts of kept and checked drafts, at every step that checks some
@@ -35,7 +36,8 @@ class Pace:
         self._plain: dict[int, float] = {}  # by kind of batch, the price a trial is held against
         self._choice, self._held, self._kind = 0, 0, -1
         self._trial = False
-        self._rest = 0  # steps until the next trial where drafts do not pay
+        self._confirms = False
+        self._rest, self._patience = 0, SOON  # steps until the next trial, or until no drafts are tried again
 
     def choose(self, rows: int) -> int:
         """The count of drafts for a step of so many rows."""
@@ -47,9 +49,12 @@ class Pace:
             self._choice = self._decide(rows)
         return self._choice
 
-    def note(self, rows: int, drafts: int, seconds: float, extra: float = 0.0) -> None:
+    def note(self, drafts: int, seconds: float, extra: float = 0.0) -> None:
         """A step took so long, and what had to be made up for before it `extra` seconds."""
-        self._times.setdefault((self._kind, drafts), deque(maxlen=NEWEST)).append(seconds)
+        kind = (self._kind, drafts)
+        if kind not in self._times:
+            self._times[kind] = deque(maxlen=NEWEST)
+        self._times[kind].append(seconds)
         self.total += seconds + extra
         if drafts:
             self.lost += extra
@@ -73,44 +78,54 @@ class Pace:
 
     def _decide(self, rows: int) -> int:
         self._trial = False
-        plain = self._median(0)
-        if plain is None or self._rest <= 0 < self._choice:  # the measure of all others, and once in a while anew
-            self._rest, self._held = PATIENCE, TRUSTED
+        times = self._medians()
+        again = self._choice > 0 and self._rest <= 0
+        if 0 not in times or again:  # the measure of all others, and once in a while anew: the machine may have changed
+            self._confirms, self._held = again, TRUSTED
+            if again:
+                self._patience = min(2 * self._patience, PATIENCE)
+                self._rest = self._patience
             return 0
-        acceptance = self.acceptance()
-        costs = [1.0, *(self._cost(rows, drafts, plain) for drafts in range(1, self.most + 1))]
+        acceptance, costs = self.acceptance(), self._costs(rows, times)
         gains = [tokens_per_step(acceptance[:drafts]) / cost for drafts, cost in enumerate(costs)]
-        known = [drafts for drafts in range(self.most + 1) if self._median(drafts) is not None]
-        best = max(known, key=lambda drafts: gains[drafts] / (WORTH if drafts != self._choice else 1.0))
-        self._plain[self._kind] = plain / gains[best]  # seconds a token of a row takes at best
-        hopes = [drafts for drafts in range(1, self.most + 1) if drafts not in known]
-        hope = max(hopes, key=gains.__getitem__, default=0)
+        best = max(times, key=lambda drafts: gains[drafts] / (WORTH if drafts != self._choice else 1.0))
+        self._plain[self._kind] = times[0] / gains[best]  # seconds a token of a row takes at best
+        untried = [drafts for drafts in range(1, self.most + 1) if drafts not in times]
+        hope = max(untried, key=gains.__getitem__, default=0)
         if hope and gains[hope] > max(NEAR * gains[best], 1.0) and self.lost <= TRIALS * self.total:
             return self._try(hope)
         if best == 0 and self._rest <= 0:
-            candidate = max(range(1, self.most + 1), key=gains.__getitem__)
-            loss = TRUSTED * plain * max(0.0, costs[candidate] - tokens_per_step(acceptance[:candidate]))
+            hope = max(range(1, self.most + 1), key=gains.__getitem__)
+            loss = TRUSTED * times[0] * max(0.0, costs[hope] - tokens_per_step(acceptance[:hope]))
             if self.lost + loss <= TRIALS * self.total:
                 self._rest = PATIENCE
-                return self._try(candidate)
+                return self._try(hope)
+        if best and not self._choice and not self._confirms:  # newly chosen, by few times: to be confirmed soon
+            self._patience = self._rest = SOON
+        self._confirms = False
         return best
 
     def _try(self, drafts: int) -> int:
         self._trial, self._held = True, TRUSTED
         return drafts
 
-    def _cost(self, rows: int, drafts: int, plain: float) -> float:
-        """Time of a step with so many drafts over one without."""
-        if (measured := self._median(drafts)) is not None:
-            return measured / plain
-        read = self._reads(rows, drafts)
-        tried = [(abs(other - drafts), other) for other in range(1, self.most + 1) if self._median(other) is not None]
-        if not tried:
-            return read
-        other = min(tried)[1]  # the nearest says how far times exceed what the reads say
-        excess = (self._median(other) or 0.0) / plain - 1
-        return 1 + max(0.0, excess) * (read - 1) / (self._reads(rows, other) - 1)
+    def _costs(self, rows: int, times: dict[int, float]) -> list[float]:
+        """Time of a step with every count of drafts over one without."""
+        reads = [self._reads(rows, drafts) if drafts else 1.0 for drafts in range(self.most + 1)]
+        tried = [drafts for drafts in times if drafts]
+        costs = list[float]()
+        for drafts, read in enumerate(reads):
+            if drafts in times:
+                costs.append(times[drafts] / times[0])
+            elif tried:  # the nearest says how far times exceed what the reads say
+                near = min(tried, key=lambda other: abs(other - drafts))
+                excess = max(0.0, times[near] / times[0] - 1)
+                costs.append(1 + excess * (read - 1) / (reads[near] - 1))
+            else:
+                costs.append(read)
+        return costs
 
-    def _median(self, drafts: int) -> float | None:
-        times = self._times.get((self._kind, drafts), ())
-        return median(times) if len(times) >= TRUSTED else None
+    def _medians(self) -> dict[int, float]:
+        """Seconds of the steps of this kind, by their drafts, as far as there were enough."""
+        found = {drafts: self._times.get((self._kind, drafts), ()) for drafts in range(self.most + 1)}
+        return {drafts: median(times) for drafts, times in found.items() if len(times) >= TRUSTED}

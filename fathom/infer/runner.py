@@ -82,7 +82,7 @@ class Runner:
         hidden = self.model(row.token.unsqueeze(1), slots=slots)
         self._record(self._draw_next(self._logits(hidden, place + 1)[:, 0], place + 1))
         if self.speculation:
-            self.speculation.keep(hidden, self._reach)
+            self.speculation.keep(hidden)
         self._reach += 1
 
     def _slots(self, first: int, places: Int[Tensor, "N T"], length: int, fresh: bool = False) -> CacheSlots:

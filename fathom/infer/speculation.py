@@ -73,11 +73,11 @@ class Speculation:
         """Rows from `first` on go on behind place last[i] of prompt owner[i] of those that `read` told of."""
         self._drafter.admit(hidden, last, owner, first, read=self._count > 0)
 
-    def keep(self, hidden: Float[Tensor, "N 1 D"], length: int) -> None:
-        """A step without drafts is over that gave every row one token; `hidden` are the states, before place `length`."""
-        self._drafter.keep(hidden, self._rows.fields().position.unsqueeze(1) - 1, length)
+    def keep(self, hidden: Float[Tensor, "N 1 D"]) -> None:
+        """A step without drafts is over that gave every row one token; `hidden` are the states it was drawn from."""
+        self._drafter.log(hidden)
         if self._pace:
-            self._pace.note(self._rows.count, 0, self._clock() - self._started)
+            self._pace.note(0, self._clock() - self._started)
 
     def move(self, source: Int[Tensor, " M"], target: Int[Tensor, " M"]) -> None:
         """Rows `source` have moved to `target`."""
@@ -100,7 +100,7 @@ class Speculation:
             self._started = self._clock()
         if not self._count:
             return False
-        count, late = self._rows.count, self._drafter.late
+        late = self._drafter.late
         if late:
             self._drafter.catch_up(reach)
         drafting = self._clock() if late and pace else self._started
@@ -109,7 +109,7 @@ class Speculation:
         self.verdicts[:, : self._count] += verdicts
         if pace:
             pace.count(*verdicts.tolist())
-            pace.note(count, self._count, self._clock() - drafting, extra=drafting - self._started)
+            pace.note(self._count, self._clock() - drafting, extra=drafting - self._started)
         return True
 
     def _step(self, reach: int, limit: int) -> tuple[Bool[Tensor, "N K"], Bool[Tensor, "N K"]]:

@@ -161,7 +161,9 @@ def drawn_texts(engine: Engine, vocab: int, temperature: float, top_p: float) ->
     return torch.tensor([counts[text] for text in range(vocab**3)])
 
 
-@pytest.mark.parametrize(("rule", "temperature", "top_p"), [("ratio", 0.7, 0.95), ("ratio", 1.2, 0.8), ("greedy", 1.2, 0.8)])
+@pytest.mark.parametrize(
+    ("rule", "temperature", "top_p"), [("ratio", 0.7, 0.95), ("ratio", 1.2, 0.8), ("greedy", 1.2, 0.8)]
+)
 def test_texts_of_three_tokens_follow_their_joint_law(
     narrow: Transformer, rule: Rule, temperature: float, top_p: float
 ) -> None:
