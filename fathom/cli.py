@@ -255,18 +255,26 @@ def import_(
 
 
 def bench(
-    what: Annotated[Positional[Literal["train", "decode", "rollout", "memory"]], arg(help="what to measure")],
+    what: Annotated[
+        Positional[Literal["train", "decode", "rollout", "memory", "speculation"]], arg(help="what to measure")
+    ],
     peer: Annotated[
         Literal["transformers", "trl", "none"], arg(help="library to run beside it: same shape, rows and tokens")
     ] = "none",
+    run: Annotated[Path | None, arg(help="speculation: a run or checkpoint whose model has an MTP module")] = None,
 ) -> None:
-    """Measure speed, alone or beside a peer library, or memory beside its plan.
+    """Measure speed, alone or beside a peer library, or memory beside its plan, or drafts beside their formula.
 
     Ends in one line of JSON. Peers need the extra: pip install 'fathomlm[peers]'.
 
     Example: fathom bench train --peer transformers
+
+    Example: fathom bench speculation --run runs/laptop
     """
-    print(json.dumps(import_module(f"fathom.bench.{what}").main(peer)))
+    bench = import_module(f"fathom.bench.{what}")
+    if run is not None and what != "speculation":
+        raise ValueError(f"--run is for bench speculation; bench {what} measures a model of its own, so leave it out")
+    print(json.dumps(bench.main(peer, run) if what == "speculation" else bench.main(peer)))
 
 
 VERBS: dict[str, Callable[..., None]] = {

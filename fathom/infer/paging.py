@@ -183,7 +183,7 @@ class Paging:
         windows = [each.text[each.done : each.done + width + 1] for each in readings]
         tokens = torch.tensor([[*text, *[0] * (width + 1 - len(text))] for text in windows], device=runner.device)
         hidden = runner.model(tokens[:, :-1], slots=slots)
-        if runner.drafts:
+        if runner.speculation:
             runner.model.predict_further(0, hidden, tokens[:, 1:], slots=slots)
         for each, start in zip(readings, starts, strict=True):
             each.done = min(start + width, each.size)
