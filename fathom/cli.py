@@ -259,7 +259,8 @@ def import_(
 
 def bench(
     what: Annotated[
-        Positional[Literal["train", "decode", "rollout", "memory", "attention"]], arg(help="what to measure")
+        Positional[Literal["train", "decode", "rollout", "memory", "attention", "speculation"]],
+        arg(help="what to measure"),
     ],
     peer: Annotated[
         Literal["transformers", "trl", "none"], arg(help="library to run beside it: same shape, rows and tokens")
@@ -274,8 +275,10 @@ def bench(
     rounds: Annotated[int | None, arg(help="decode: rounds that count; the median is given (5)")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, arg(help="decode: where (auto)")] = None,
     int8: Annotated[bool | None, arg(help="decode: weights of 8 bits, on a CPU")] = None,
+    run: Annotated[Path | None, arg(help="speculation: a run or checkpoint whose model has an MTP module")] = None,
 ) -> None:
-    """Measure speed, alone or beside a peer library, memory beside its plan, or attention.
+    """Measure speed, alone or beside a peer library, memory beside its plan, drafts beside their formula, or
+    attention.
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
     reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'.
@@ -283,17 +286,24 @@ def bench(
     Example: fathom bench train --peer transformers
 
     Example: fathom bench decode --model runs/laptop --rows 1 8
+    Example: fathom bench speculation --run runs/laptop
     """
     module = import_module(f"fathom.bench.{what}")
+    if run is not None and what != "speculation":
+        raise ValueError(f"--run is for bench speculation; bench {what} measures a model of its own, so leave it out")
     given = {"model": model, "rows": rows, "prompt": prompt, "new_tokens": new_tokens, "rounds": rounds}
     given |= {"device": device, "int8": int8}
     options = {name: value for name, value in given.items() if value is not None}
-    if what == "decode":
-        print(json.dumps(module.main(peer, module.DecodeOptions(**options))))
-        return
-    if options:
+    if options and what != "decode":
         raise ValueError(f"--{next(iter(options))} belongs to fathom bench decode; leave it out")
-    print(json.dumps(module.main(peer)))
+    match what:
+        case "decode":
+            measured = module.main(peer, module.DecodeOptions(**options))
+        case "speculation":
+            measured = module.main(peer, run)
+        case _:
+            measured = module.main(peer)
+    print(json.dumps(measured))
 
 
 VERBS: dict[str, Callable[..., None]] = {

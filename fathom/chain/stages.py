@@ -253,6 +253,7 @@ def speculation(world: World, config: Config, run: Run, source: str) -> Record:
                 "equal": report.equal,
                 "answers": len(prompts),
                 "acceptance": round(report.acceptance, 4),
+                "acceptance_by_position": [round(share, 4) for share in report.acceptance_by_position],
                 "tokens_per_step": round(report.tokens_per_step, 4),
                 "plain_tokens_per_s": round(tokens / report.plain_seconds, 1),
                 "speculative_tokens_per_s": round(tokens / report.seconds, 1),

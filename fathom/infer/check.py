@@ -6,11 +6,23 @@ from numbers import Real
 import torch
 
 from fathom.infer.request import Request
+from fathom.infer.verify import RULES
 
 MOST_STOP_IDS = 64
 MOST_STOPS = 16  # stop strings; OpenAI's API takes 4
 MOST_LOGPROBS = 128  # likeliest tokens of a place
+MOST_DRAFTS = 8  # of one step
 BIAS_LIMIT = 100.0  # both ways (OpenAI API)
+
+
+def check_drafts(drafts: object, verify: object, modules: int) -> None:
+    """Raise ValueError unless a model with so many MTP modules can draft so."""
+    if verify not in RULES:
+        raise ValueError(f"verify={verify!r} is unknown; choose one of {', '.join(RULES)}")
+    if drafts != "auto" and (not isinstance(drafts, int) or not 0 <= drafts <= MOST_DRAFTS):
+        raise ValueError(f'drafts={drafts!r} is no count in 0..{MOST_DRAFTS}; give one, or "auto"')
+    if drafts and not modules:
+        raise ValueError("drafts need an MTP module, and this model has num_nextn_predict_layers=0; decode without")
 
 
 def check_request(request: Request, vocab_size: int, capacity: int) -> None:

@@ -1,5 +1,8 @@
 """What changes the logits of a row before it draws: penalties, bias, ruled-out tokens, forced tokens."""
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -62,7 +65,10 @@ class Edits:
         self._plan[row, 1] = begin
 
     def note(self, token: Int[Tensor, " N"], first: int, advance: int | Int[Tensor, " N"]) -> None:
-        """Take note of the token that rows first .. count - 1 recorded, again where they `advance` by 0."""
+        """Take note of the token that rows first .. count - 1 recorded, again where they `advance` by 0.
+
+        Where they advance by -1 its count is taken back.
+        """
         rows, span = self._rows, slice(first, self._rows.count)
         if self._drawn.shape[1]:
             times = torch.as_tensor(advance, device=self._device).int().expand_as(token)
@@ -72,6 +78,25 @@ class Edits:
         cancels = (token == unless) & (begin < NEVER) & (position < begin)
         opens = (token == since) & (begin == NEVER)
         begin.copy_(torch.where(opens, position + 1 + after, begin.masked_fill(cancels, OVER)))
+
+    @contextmanager
+    def supposing(self) -> Generator[Callable[[Int[Tensor, " N"]], None]]:
+        """Yields a function that takes drafts of all active rows for recorded; behind the block none of them is."""
+        rows, plan, supposed = self._rows, self._plan.clone(), list[Tensor]()
+        position = rows.fields().position
+
+        def suppose(token: Int[Tensor, " N"]) -> None:
+            position.add_(1)
+            self.note(token, 0, 1)
+            supposed.append(token)
+
+        try:
+            yield suppose
+        finally:
+            position.sub_(len(supposed))
+            for token in supposed:
+                self.note(token, 0, -1)
+            self._plan.copy_(plan)
 
     def apply(
         self, logits: Float[Tensor, "N V"], first: int = 0, active: Bool[Tensor, " N"] | None = None

@@ -8,13 +8,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fathom.infer.check import check_request
+from fathom.infer.check import check_drafts, check_request
 from fathom.infer.int8 import compare_int8
 from fathom.infer.paging import Counters, Paging
 from fathom.infer.request import Piece, Request
 from fathom.infer.runner import Runner
 from fathom.infer.scheduler import Queue
+from fathom.infer.speculation import most_drafts
 from fathom.infer.tables import lay_tables
+from fathom.infer.verify import Rule
 from fathom.model import Transformer
 
 log = logging.getLogger(__name__)
@@ -27,9 +29,13 @@ class Engine:
     """Continuous batching: finished rows leave at once and waiting prompts take their places.
 
     `rows` sequences are decoded together. A row holds `capacity` tokens, prompt and completion together; without one
-    rows grow as requests need, up to the model's max_position_embeddings. With `drafts` MTP module 0 drafts a token
-    ahead, which leaves every text as it is. Weights may change between calls while nothing is in flight; with
-    `swap_weights` also while rows are, and pieces name their version.
+    rows grow as requests need, up to the model's max_position_embeddings. Weights may change between calls while
+    nothing is in flight; with `swap_weights` also while rows are, and pieces name their version.
+
+    With `drafts` MTP modules draft so many tokens ahead in every step (True is 1), or as many as are measured to pay,
+    "auto". `verify` says how drafts are judged. "coupled" leaves every text as it is without drafts. "ratio" keeps more
+    of them and the law of every text, but not the very text that a seed gives; "greedy" does the same with the
+    likeliest tokens as drafts. At temperature 0 the three are one.
 
     With `pages` rows share a pool of so many pages of `page_size` tokens and hold what their texts fill, so that there
     can be more rows than would fit at full length. A step runs about `step_tokens` at most: long prompts are read by
@@ -46,7 +52,8 @@ class Engine:
         model: Transformer,
         rows: int,
         capacity: int | None = None,
-        drafts: bool = False,
+        drafts: int | Literal["auto"] = 0,
+        verify: Rule = "coupled",
         pages: int | None = None,
         page_size: int = 64,
         step_tokens: int | None = None,
@@ -60,8 +67,7 @@ class Engine:
             raise ValueError(f"rows={rows} decodes nothing; give 1 or more")
         if capacity is not None and not 2 <= capacity <= limit:
             raise ValueError(f"capacity={capacity} is outside 2..{limit}, the model's max_position_embeddings")
-        if drafts and not model.mtp:
-            raise ValueError("drafts need an MTP module, and this model has num_nextn_predict_layers=0; decode without")
+        check_drafts(drafts, verify, len(model.mtp))
         if step_tokens is None:
             step_tokens = STEP_TOKENS[model.embedding.weight.device.type == "cuda"]
         for name, value in (("page_size", page_size), ("step_tokens", step_tokens)):
@@ -70,10 +76,9 @@ class Engine:
         rows = max(rows, 2) if invariant else rows
         self._capacity = limit if capacity is None else capacity
         self._vocab_size = model.config.vocab_size
-        tables = lay_tables(model, rows, self._capacity, drafts, pages, page_size, prefix_cache)
-        self._runner = Runner(
-            model, rows, capacity or min(FIRST_CAPACITY, limit), drafts, tables, graphs, invariant, int8
-        )
+        tables = lay_tables(model, rows, self._capacity, most_drafts(drafts), pages, page_size, prefix_cache)
+        first = capacity or min(FIRST_CAPACITY, limit)
+        self._runner = Runner(model, rows, first, drafts, verify, tables, graphs, invariant, int8)
         if int8:
             log.info("decoding with weights in int8: %s", compare_int8(model))
         self._paging = Paging(self._runner, tables, step_tokens) if tables else None
@@ -93,14 +98,24 @@ class Engine:
 
     @property
     def acceptance(self) -> float:
-        """Share of the drafts so far that were right; 0 without drafts."""
-        checked, kept = self._runner.verdicts.tolist()
-        return kept / max(checked, 1)
+        """Share of the drafts so far that were kept, of those that were checked; 0 without drafts."""
+        checked, kept = self._verdicts()
+        return sum(kept) / max(sum(checked), 1)
+
+    @property
+    def acceptance_by_position(self) -> list[float]:
+        """The same for the first, second and further drafts of a step; those behind a rejected one are not checked."""
+        return [kept / checked for checked, kept in zip(*self._verdicts(), strict=True) if checked]
+
+    @property
+    def decoded(self) -> int:
+        """Tokens drawn so far, but for the first of each completion, which the pass over its prompt gives."""
+        return self._runner.row_steps + sum(self._verdicts()[1])
 
     @property
     def tokens_per_step(self) -> float:
         """Tokens that a row gained per decoding step so far; 1 without drafts."""
-        return 1 + self._runner.verdicts[1].item() / max(self._runner.row_steps, 1)
+        return 1 + sum(self._verdicts()[1]) / max(self._runner.row_steps, 1)
 
     @property
     def counters(self) -> Counters:
@@ -233,6 +248,13 @@ class Engine:
         self._runner.clear()
         if self._paging:
             self._paging.clear()
+
+    def _verdicts(self) -> tuple[list[int], list[int]]:
+        """Drafts checked and drafts kept, by position."""
+        if self._runner.speculation is None:
+            return [], []
+        checked, kept = self._runner.speculation.verdicts.tolist()
+        return checked, kept
 
     def _make_room(self, request: Request) -> None:
         cache = self._runner.cache

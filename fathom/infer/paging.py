@@ -197,7 +197,7 @@ class Paging:
         else:
             slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
             hidden = runner.reader(tokens[:, :-1], slots=slots)
-        if runner.drafts:
+        if runner.speculation:
             slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
             runner.reader.predict_further(0, hidden, tokens[:, 1:], slots=slots)
         for each, start in zip(readings, starts, strict=True):

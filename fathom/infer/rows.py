@@ -20,7 +20,6 @@ class Fields(NamedTuple):
     """Whole numbers of some rows, each (N,)."""
 
     token: Tensor  # the newest token: not yet in the cache
-    draft: Tensor  # a guess of the token behind it
     position: Tensor  # place of `token` in its row
     start: Tensor  # place of the first drawn token: the length of the prompt
     last: Tensor  # place of the last token that the request allows
@@ -137,7 +136,6 @@ class Rows:
         request, start = admission.request, len(admission.request.prompt)
         fields = {
             "token": 0,
-            "draft": 0,
             "position": start - 1,
             "start": start,
             "last": start + request.sampling.max_tokens - 1,
@@ -178,6 +176,27 @@ class Rows:
         column = (row.position - row.start).unsqueeze(1)
         self._tokens[first : self.count].scatter_(1, column, choice.token.unsqueeze(1))
         self._logprobs[first : self.count].scatter_(1, column, choice.logprob.unsqueeze(1))
+
+    def record_run(self, choice: Choice, kept: Int[Tensor, " N"]) -> None:
+        """Note the first `kept` + 1 of the tokens (N, T) that every active row drew for the places behind its newest."""
+        row = self.fields()
+        step = torch.arange(choice.token.shape[1], device=kept.device).minimum(kept.unsqueeze(1))
+        columns = (row.position - row.start + 1).unsqueeze(1) + step  # behind a row's last new token, that once more
+        tokens = choice.token.gather(1, step)
+        self._tokens[: self.count].scatter_(1, columns, tokens)
+        self._logprobs[: self.count].scatter_(1, columns, choice.logprob.gather(1, step))
+        row.position.add_(kept).add_(1)
+        row.token.copy_(tokens[:, -1])
+
+    def drawn(self, places: Int[Tensor, "N T"]) -> Int[Tensor, "N T"]:
+        """The tokens that active rows drew at `places`; anything at places of a prompt or behind the newest token."""
+        columns = (places - self.fields().start.unsqueeze(1)).clamp_(0, self._tokens.shape[1] - 1)
+        return self._tokens[: self.count].gather(1, columns)
+
+    def ends(self, tokens: Int[Tensor, "N T"], places: Int[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
+        """Which active rows would finish with `tokens` at `places`: a stop id, or the last token they may draw."""
+        stops = (self.stop_ids.unsqueeze(1) == tokens.unsqueeze(2)).any(-1)
+        return stops.logical_or_(places >= self.fields().last.unsqueeze(1))
 
     def finished(self) -> Bool[Tensor, " N"]:
         """Which active rows drew a stop id or the last token they may."""

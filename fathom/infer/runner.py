@@ -1,4 +1,4 @@
-"""Runs the model over the active rows: prompts once, then one token a step, or two where a draft is checked ahead."""
+"""Runs the model over the active rows: prompts once, then one token a step, or more where drafts are checked ahead."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from fathom.infer.int8 import require_int8
 from fathom.infer.rows import Rows, SavedRow
 from fathom.infer.sampler import Choice, draw, draw_each, likeliest, uniform
 from fathom.infer.scheduler import PREFILL_TOKENS, Admission
+from fathom.infer.speculation import Drafts, Plain, Speculation
 from fathom.infer.tables import Tables
 from fathom.infer.traces import Traces
+from fathom.infer.verify import Rule
 from fathom.model import CacheSlots, LatentCache, PagedSlots, Streamed, Transformer, streams
 from fathom.model.decode import has_fused_step
 
@@ -41,9 +43,7 @@ class Runner:
     Rows have a stretch of `cache` each, or with `tables` pages: somebody else reads prompts into these, and sees to it
     that rows have the pages they write to.
 
-    With `drafts` MTP module 0 guesses the token behind the newest one, and one pass over both draws what follows each
-    (V3 5.4.3). The guess is kept where it equals the token drawn in its place, so texts do not depend on drafts. The
-    cache entry of a wrong guess is hidden by its position until that place is reached and written over.
+    With `drafts`, their count or "auto", MTP modules guess tokens ahead: see `Speculation`, which judges them by `rule`.
     """
 
     def __init__(
@@ -51,14 +51,15 @@ class Runner:
         model: Transformer,
         rows: int,
         capacity: int,
-        drafts: bool,
+        drafts: Drafts = 0,
+        rule: Rule = "coupled",
         tables: Tables | None = None,
         graphs: bool = True,
         invariant: bool = False,
         int8: bool = False,
     ) -> None:
         weight = model.embedding.weight
-        self.model, self.drafts, self.device, self.tables = model, drafts, weight.device, tables
+        self.model, self.device, self.tables = model, weight.device, tables
         if int8:
             require_int8(model)
         self.reader = Streamed(model, int8) if streams(model, int8) else model  # what passes go through
@@ -68,7 +69,6 @@ class Runner:
         self.traces = Traces(self.rows, weight.device)
         self.version = 0  # of the weights
         self.row_steps = 0  # rows decoded, summed over the steps
-        self.verdicts = torch.zeros(2, dtype=torch.int64, device=weight.device)  # drafts checked, drafts kept
         self._reach = 0  # the newest tokens of all active rows lie before this place
         fused = tables is not None and weight.is_cuda and not drafts and has_fused_step(model.config)
         self.graphs = _graphs(model, self.rows, tables, graphs, invariant) if fused and tables else None
@@ -76,6 +76,12 @@ class Runner:
             raise ValueError(
                 "invariant=True needs latent attention over pages on a GPU, without drafts; leave it out elsewhere"
             )
+
+        modules = 1 if tables else len(model.mtp)  # chunks of a prompt are read by one module alone
+        plain = Plain(self._slots, self._logits, self._draw, self._record, modules)
+        self.speculation = (
+            Speculation(self.reader, self.rows, self.edits, self.traces, drafts, rule, plain) if drafts else None
+        )
 
     @property
     def burst(self) -> int:
@@ -92,20 +98,30 @@ class Runner:
         if len(owner) > len(prompts):
             self.cache.copy_rows(first + owner, first + torch.arange(len(owner), device=self.device), hidden.shape[1])
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
-        self.enter(admissions, hidden[torch.arange(len(prompts), device=self.device), ends])
+        self.enter(admissions, hidden[torch.arange(len(prompts), device=self.device), ends], hidden)
 
-    def enter(self, admissions: Sequence[Admission], states: Float[Tensor, "P D"]) -> None:
-        """Append a row for each sample of prompts that are cached and end with `states`; draw the first tokens."""
+    def enter(
+        self,
+        admissions: Sequence[Admission],
+        states: Float[Tensor, "P D"],
+        hidden: Float[Tensor, "P T D"] | None = None,
+    ) -> None:
+        """Append a row for each sample of prompts that are cached and end with `states`; draw the first tokens.
+
+        With `hidden`, the states at all places, MTP modules may read the prompts later; else they have.
+        """
         first, owner = self.rows.count, self._owner(admissions)
         self.rows.add(admissions, owner)
         self.edits.admit(first)
         self._reach = max(self._reach, *(len(each.request.prompt) + 1 for each in admissions))
         end = self.rows.fields(first).position.clone()
+        if self.speculation and hidden is not None:
+            self.speculation.admit(hidden, end, owner, first)
+        elif self.speculation:
+            self.speculation.go_on(states[owner], end, first)
         state, place = states[owner].unsqueeze(1), end.unsqueeze(1) + 1
         drawn = self._draw_next(self._logits(state, place, first)[:, 0], place, first)
         self._record(drawn, first)
-        if self.drafts:
-            self._guess(state, drawn.token.unsqueeze(1), end.unsqueeze(1), torch.zeros_like(end), first)
 
     def _owner(self, admissions: Sequence[Admission]) -> Int[Tensor, " N"]:
         """Which admission each of their samples is of."""
@@ -125,10 +141,8 @@ class Runner:
             self.edits.restore(row, each.edits)
             self.traces.restore(row, each.traces)
         self._reach = max(self._reach, *(len(each.text) for each in parked))
-        if self.drafts:
-            row = self.rows.fields(first)
-            end = row.position.unsqueeze(1) - 1
-            self._guess(states.unsqueeze(1), row.token.unsqueeze(1), end, torch.zeros_like(row.token), first)
+        if self.speculation:
+            self.speculation.go_on(states, self.rows.fields(first).position - 1, first)
 
     def text(self, row: int) -> list[int]:
         """The prompt of a row and what it drew."""
@@ -141,20 +155,20 @@ class Runner:
         places = torch.arange(width, device=self.device).expand_as(tokens)
         slots = self._slots(first, places, width, fresh=True)
         hidden = self.reader(tokens, slots=slots)
-        if self.drafts and width > 1:
-            slots = self._slots(first, places[:, :-1], width - 1, fresh=True)
-            self.reader.predict_further(0, hidden[:, :-1], tokens[:, 1:], slots=slots)
+        if self.speculation:
+            last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+            self.speculation.read(hidden, tokens, last, first)
         return hidden
 
     def decode(self, steps: int = 1) -> None:
-        """Draw the next token of every active row, or the next two where the first is the draft; or a burst of them."""
+        """Draw the next token of every active row, behind drafts that are kept those that follow, or a burst of them."""
         self.row_steps += self.rows.count * steps
         if self.graphs and not (self.rows.edited or self.rows.traced):
             self.graphs.decode(steps)
             self._reach += steps  # or less
             return
-        if self.drafts:
-            self._decode_with_drafts()
+        if self.speculation and self.speculation.decode(self._reach, self._limit):
+            self._reach = self._newest_place() + 1
             return
         row = self.rows.fields()
         place = row.position.unsqueeze(1)
@@ -163,30 +177,9 @@ class Runner:
         else:
             hidden = self.reader(row.token.unsqueeze(1), slots=self._slots(0, place, self._reach))
         self._record(self._draw_next(self._logits(hidden, place + 1)[:, 0], place + 1))
+        if self.speculation:
+            self.speculation.keep(hidden)
         self._reach += 1
-
-    def _decode_with_drafts(self) -> None:
-        row = self.rows.fields()
-        places = torch.stack((row.position, row.position + 1), dim=1)
-        slots = self._slots(0, places, self._reach + 1)
-        hidden = self.reader(torch.stack((row.token, row.draft), dim=1), slots=slots)
-        logits = self._logits(hidden, places + 1)
-        if self.rows.edited:  # what follows the draft is drawn once the draft counts among the tokens drawn
-            first, second = self._draw_next(logits[:, 0], places[:, :1] + 1), None
-        else:
-            drawn = self._draw(logits, places + 1)
-            first, second = _column(drawn, 0), _column(drawn, 1)
-        self._record(first)
-        checked = self.rows.finished().logical_not_()
-        kept = (first.token == row.draft).logical_and_(checked)
-        if self.rows.traced:
-            self.traces.judge(row.position - row.start, checked, kept)
-        second = second or self._draw_next(logits[:, 1], places[:, 1:] + 1, active=kept)
-        newest = Choice(*(torch.where(kept, two, one) for one, two in zip(first, second, strict=True)))
-        self._record(newest, advance=kept.long())
-        self.verdicts += torch.stack((checked.sum(), kept.sum()))
-        self._reach = self._newest_place() + 1
-        self._guess(hidden, torch.stack((first.token, second.token), dim=1), places, kept.long())
 
     def _slots(
         self, first: int, places: Int[Tensor, "N T"], length: int, fresh: bool = False
@@ -200,23 +193,6 @@ class Runner:
         self.rows.record(choice, first, advance)
         if self.rows.edited:
             self.edits.note(choice.token, first, advance)
-
-    def _guess(
-        self,
-        hidden: Float[Tensor, "N T D"],
-        following: Int[Tensor, "N T"],
-        places: Int[Tensor, "N T"],
-        newest: Int[Tensor, " N"],
-        first: int = 0,
-    ) -> None:
-        """Draft from the states at `places` and the tokens that follow them; a row now ends with column `newest`."""
-        slots = self._slots(first, places, self._reach)
-        states = self.reader.predict_further(0, hidden, following, slots=slots)
-        state = states[torch.arange(len(states), device=self.device), newest].unsqueeze(1)
-        row = self.rows.fields(first)
-        going = self.rows.finished()[first:].logical_not_() if self.rows.edited else None
-        drawn = self._draw_next(self.reader.logits(state.squeeze(1)), row.position.unsqueeze(1) + 1, first, going)
-        row.draft.copy_(drawn.token)
 
     def _logits(
         self, hidden: Float[Tensor, "N T D"], places: Int[Tensor, "N T"], first: int = 0
@@ -281,22 +257,19 @@ class Runner:
             own[name].copy_(weight)
 
     def reread(self) -> None:
-        """Fill the cache anew, as if the present weights had read all rows' prompts and tokens, and draft anew."""
+        """Fill the cache anew, as if the present weights had read all rows' prompts and tokens."""
         rows = self.rows
         texts = [self.text(row)[:-1] for row in range(rows.count)]  # the newest token is not read yet
-        first, states = 0, list[Tensor]()
+        first = 0
         while first < len(texts):
             last = first + 1
             while last < len(texts) and max(map(len, texts[first : last + 1])) * (last + 1 - first) <= PREFILL_TOKENS:
                 last += 1
             hidden = self._read(texts[first:last], first)
-            ends = rows.fields().position[first:last] - 1
-            states.append(hidden[torch.arange(last - first, device=self.device), ends])
+            if self.speculation:
+                owner = torch.arange(last - first, device=self.device)
+                self.speculation.admit(hidden, rows.fields().position[first:last] - 1, owner, first)
             first = last
-        if self.drafts and texts:
-            row = rows.fields()
-            end = row.position.unsqueeze(1) - 1
-            self._guess(torch.cat(states).unsqueeze(1), row.token.unsqueeze(1), end, torch.zeros_like(row.token))
 
     def drop(self, finished: Bool[Tensor, " N"]) -> None:
         """Take finished rows out; the last active ones move to their places."""
@@ -313,13 +286,26 @@ class Runner:
                 self.edits.move(source, target)
             if traced:
                 self.traces.move(source, target)
-        self._reach = self._newest_place() + 1 if self.rows.count else 0
+            if self.speculation:
+                self.speculation.move(source, target)
+        if self.rows.count:
+            self._reach = self._newest_place() + 1
+        else:
+            self.clear()
+
+    @property
+    def _limit(self) -> int:
+        """Places that a row has at most."""
+        return self.cache.capacity if self.tables is None else self.tables.capacity
 
     def _leave(self, tables: Tables, leaving: list[int]) -> None:
         """Let the pages of rows go; full ones can be found by whoever comes with the same text."""
         for row in leaving:
             text = self.text(row)
-            tables.publish(tables.holdings[row], text, len(text) - 1, self.version)
+            done = len(text) - 1  # the newest token was not read yet
+            if self.speculation:
+                done = min(done, self.speculation.read_up_to(row))
+            tables.publish(tables.holdings[row], text, done, self.version)
             tables.release(tables.holdings[row])
 
     def clear(self) -> None:
@@ -328,6 +314,8 @@ class Runner:
             self.tables.clear()
         self.rows.clear()
         self._reach = 0
+        if self.speculation:
+            self.speculation.clear()
 
     def _newest_place(self) -> int:
         return int(self.rows.fields().position.max())

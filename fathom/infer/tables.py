@@ -61,6 +61,11 @@ class Tables:
         """The table of the first so many rows, used or not."""
         return self._table[:count]
 
+    @property
+    def capacity(self) -> int:
+        """Places that a row has at most."""
+        return self._table.shape[1] * self.page_size
+
     def pages_of(self, places: int) -> int:
         """Pages that a text with its newest token at place `places` - 1 needs before the next pass."""
         return -(-(places + self.ahead) // self.page_size)
@@ -168,16 +173,16 @@ def pages_that_fit(
 
 
 def lay_tables(
-    model: Transformer, rows: int, capacity: int, drafts: bool, pages: int | None, page_size: int, prefix_cache: bool
+    model: Transformer, rows: int, capacity: int, ahead: int, pages: int | None, page_size: int, prefix_cache: bool
 ) -> Tables | None:
     """Tables as `Engine` describes them; None where rows are to lie in stretches."""
     config, weight = model.config, model.embedding.weight
     if pages is not None and pages < 0:
         raise ValueError(f"pages={pages} is negative; give the number of pages, or 0 for rows without pages")
-    ahead = int(drafts)  # MTP module 0 drafts one token, and its entries are made with the token of the next place
+    lookahead = min(ahead, 1)  # entries of MTP module 0 are made with the token of the next place
     if pages is None and weight.is_cuda:
         free_bytes, _ = torch.cuda.mem_get_info(weight.device)
         pages = pages_that_fit(config, rows, capacity + ahead, page_size, weight.dtype, free_bytes)
     if not pages:
         return None
-    return Tables(config, rows, capacity, pages, page_size, ahead, ahead, prefix_cache, weight.dtype, weight.device)
+    return Tables(config, rows, capacity, pages, page_size, ahead, lookahead, prefix_cache, weight.dtype, weight.device)

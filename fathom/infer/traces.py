@@ -44,6 +44,7 @@ class Traces:
 
     def judge(self, column: Int[Tensor, " N"], checked: Bool[Tensor, " N"], kept: Bool[Tensor, " N"]) -> None:
         """Note whether the token in a column of every active row met a draft, and was it."""
+        column = column.clamp(max=self._entropy.shape[1] - 1)
         verdicts = torch.stack((checked, kept)).long().unsqueeze(2)
         column = column.clamp(max=self._entropy.shape[1] - 1)  # rows without traces may be longer
         self._whole[1:, : self._rows.count].scatter_(2, column.view(1, -1, 1).expand_as(verdicts), verdicts)

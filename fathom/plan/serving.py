@@ -4,7 +4,10 @@ Nothing here counts latency (launches, collectives, the network), so a real engi
 at large batches at a half to two thirds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import mul
 
 from fathom.config import ModelConfig
 from fathom.config.published import Dtype
@@ -32,6 +35,39 @@ def expert_union(config: ModelConfig, tokens: float) -> float:
     """How many times one token's routed experts a step reads that holds so many independent tokens."""
     experts, chosen = config.moe.n_routed_experts, config.moe.num_experts_per_tok
     return experts / chosen * (1 - (1 - chosen / experts) ** tokens) if experts else 0.0
+
+
+def tokens_per_step(acceptance: Sequence[float]) -> float:
+    """Tokens that a row gains on average in a step whose drafts are accepted so, each once those before it are."""
+    return 1 + sum(accumulate(acceptance, mul))
+
+
+def relative_reads(config: ModelConfig, rows: int, drafts: int) -> float:
+    """Weights that a step of `rows` sequences with so many drafts reads, drafting included, over those without any."""
+    routed = parts(config, active=True)["routed experts"]
+    rest = main_parameters(config, active=True, embedding=False) - routed
+    plain, checking = (rest + routed * expert_union(config, rows * tokens) for tokens in (1, 1 + drafts))
+    return (checking + drafts * draft_reads(config, rows)) / plain
+
+
+def draft_reads(config: ModelConfig, rows: int) -> float:
+    """Weights of the first MTP module and its head that are read to draft one token a sequence."""
+    one = replace(config, num_nextn_predict_layers=1)
+    routed = one.moe.num_experts_per_tok * 3 * one.hidden_size * one.moe.moe_intermediate_size
+    routed = routed if one.is_moe_layer(one.num_hidden_layers) else 0
+    rest = mtp_parameters(one, active=True) - routed + one.vocab_size * one.hidden_size
+    return rest + routed * expert_union(one, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What passes take beside reading and computing: launches, collectives, sampling. Measured, not known on paper."""
+
+    step_s: float  # of a pass of the model
+    draft_s: float  # of one draft
+
+
+NO_LAUNCH = Launch(step_s=0.0, draft_s=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,25 +122,38 @@ class Server:
 
     def draft_bytes(self, rows: int) -> float:
         """Bytes that the first MTP module and its head read to draft one token a sequence."""
+        return draft_reads(self.model, rows) * WEIGHT_BYTES[self.dtype]
+
+    def draft_seconds(self, rows: int) -> float:
+        """Time of one draft for each of `rows` sequences: the longer of reading and computing."""
         one = replace(self.model, num_nextn_predict_layers=1)
-        routed = one.moe.num_experts_per_tok * 3 * one.hidden_size * one.moe.moe_intermediate_size
-        routed = routed if one.is_moe_layer(one.num_hidden_layers) else 0
-        rest = mtp_parameters(one, active=True) - routed + one.vocab_size * one.hidden_size
-        return (rest + routed * expert_union(one, rows)) * WEIGHT_BYTES[self.dtype]
+        active = mtp_parameters(one, active=True) + one.vocab_size * one.hidden_size
+        hardware = self.devices.hardware
+        peak = {"fp8": hardware.fp8_flops, "bfloat16": hardware.bf16_flops, "float32": hardware.fp32_flops}[self.dtype]
+        computing = rows * 2 * active / peak / self.devices.count
+        return max(self.draft_bytes(rows) / self.bandwidth, computing)
 
     def mtp_speedup(
-        self, rows: int, context: int, acceptance: float, drafts: int = 1, draft_bytes: float | None = None
+        self,
+        rows: int,
+        context: int,
+        acceptance: float | Sequence[float],
+        drafts: int = 1,
+        draft_bytes: float | None = None,
+        launch: Launch = NO_LAUNCH,
     ) -> float:
-        """How much faster generation gets with so many drafts a step, each accepted with that probability.
+        """How much faster generation gets with so many drafts a step.
 
-        More tokens in a step meet more experts, so on a mixture of experts the gain is small at batch 1, large in the
-        middle, and ends where arithmetic binds.
+        `acceptance` is the share of drafts that are kept among those whose forerunners were: one for all, or one for
+        each position. More tokens in a step meet more experts, so on a mixture of experts the gain is small at batch 1,
+        large in the middle, and ends where arithmetic binds. What passes cost beside reading and computing, `launch`,
+        makes steps of few rows cheaper to lengthen and drafts dearer.
         """
-        kept = sum(acceptance**draft for draft in range(drafts + 1))
-        cost = self.draft_bytes(rows) if draft_bytes is None else draft_bytes
-        drafting = drafts * cost / self.bandwidth
-        plain = self.step_seconds(rows, context)
-        return kept * plain / (self.step_seconds(rows, context, 1 + drafts) + drafting)
+        shares = [acceptance] * drafts if isinstance(acceptance, (int, float)) else acceptance[:drafts]
+        drafting = self.draft_seconds(rows) if draft_bytes is None else draft_bytes / self.bandwidth
+        plain = self.step_seconds(rows, context) + launch.step_s
+        checking = self.step_seconds(rows, context, 1 + drafts) + launch.step_s
+        return tokens_per_step(shares) * plain / (checking + drafts * (drafting + launch.draft_s))
 
     def dollars_per_million(self, tokens_per_s: float) -> float:
         """Price of a million tokens at a rate that all devices reach together."""

@@ -122,9 +122,11 @@ def describe_speculation(check: SpeculativeCheck) -> str:
         if check.equal
         else f"With the MTP module drafting, the greedy text of {check.answers:,} answers is not the same: a defect"
     )
+    shares = ", ".join(percent(share) for share in check.by_position)
+    places = f" ({shares} by position)" if len(check.by_position) > 1 else ""
     pace = "faster" if check.speed_ratio > 1 else "not faster"
     return (
-        f"{same}. It keeps {percent(check.acceptance)} of the drafts and emits {check.tokens_per_step:.2f} tokens a "
+        f"{same}. It keeps {percent(check.acceptance)} of the drafts{places} and emits {check.tokens_per_step:.2f} tokens a "
         f"step; measured, it is {pace} here: {check.speed_ratio:.2f} times the plain speed."
     )
 

@@ -45,6 +45,7 @@ class SpeculativeCheck:
     equal: bool  # every answer, token for token
     answers: int
     acceptance: float  # share of drafts kept
+    by_position: tuple[float, ...]  # the same for the first and further drafts of a step
     tokens_per_step: float
     plain_tokens_per_s: float
     speculative_tokens_per_s: float
@@ -106,6 +107,7 @@ def _speculation(score: Mapping[str, Any]) -> SpeculativeCheck:
         equal=score["equal"],
         answers=score["answers"],
         acceptance=score["acceptance"],
+        by_position=tuple(score.get("acceptance_by_position", [score["acceptance"]])),
         tokens_per_step=score["tokens_per_step"],
         plain_tokens_per_s=score["plain_tokens_per_s"],
         speculative_tokens_per_s=score["speculative_tokens_per_s"],

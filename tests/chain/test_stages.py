@@ -202,6 +202,7 @@ def test_drafts_are_checked_on_no_more_problems_than_there_are(finished: Path, m
     assert score["answers"] == micro.eval.problems < stages.CHECKED
     assert score["equal"] is True
     assert 0.0 <= score["acceptance"] <= 1.0 <= score["tokens_per_step"] <= 2.0
+    assert score["acceptance_by_position"] == [score["acceptance"]]
     plain = replace(micro, model=replace(micro.model, num_nextn_predict_layers=0))
     assert stages.speculation(WORLD, plain, Run(finished), "grpo") == {}
 

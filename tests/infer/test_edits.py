@@ -1,7 +1,8 @@
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
-from itertools import product
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from fathom.config import SamplingConfig
 from fathom.infer import Engine, Forced, Piece, Request
 from fathom.infer.edits import penalise
+from fathom.infer.pace import Pace
 from fathom.infer.sampler import stream_key, uniform
 from fathom.model import Transformer
 
@@ -116,12 +118,33 @@ def outcomes(pieces: Sequence[Sequence[Piece]]) -> list[tuple[object, ...]]:
     return [(p.request, p.sample, p.tokens, p.text, p.finish, p.stopped_by) for group in pieces for p in group]
 
 
-def test_drafts_change_no_text_whatever_the_settings(narrow: Transformer) -> None:
-    requests = every_combination()
-    plain = Engine(narrow, rows=24).generate(requests)
-    engine = Engine(narrow, rows=48, drafts=True)
-    assert outcomes(engine.generate(every_combination())) == outcomes(plain)
-    assert engine.tokens_per_step > 1.1
+def test_drafts_change_no_text_whatever_the_settings(narrow: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = outcomes(Engine(narrow, rows=24).generate(every_combination()))
+    counts = cycle([2, 0, 1, 4, 0, 0, 3])
+    monkeypatch.setattr(Pace, "choose", lambda pace, rows: next(counts))
+    for drafts in (1, 3, "auto"):
+        engine = Engine(narrow, rows=48, drafts=drafts)
+        assert outcomes(engine.generate(every_combination())) == plain
+        assert engine.tokens_per_step > 1.1
+
+
+def test_drafts_are_drawn_by_the_law_that_checks_them(narrow: Transformer) -> None:
+    """A model that drafts what it says itself has all drafts kept, whatever changes the logits of both."""
+    model = parrot(narrow)
+    for rule in ("coupled", "ratio"):
+        engine = Engine(model, rows=8, drafts=3, verify=rule)
+        requests = [replace(r, stop=(), decode=None) for r in every_combination() if not callable(r.allow)]
+        engine.generate(requests[::3])
+        assert engine.acceptance_by_position == [1.0, 1.0, 1.0]
+
+
+def parrot(model: Transformer) -> Transformer:
+    """The same shape with logits that depend on nothing, so that modules and model say the same."""
+    model = deepcopy(model)
+    with torch.no_grad():
+        for norm in (model.norm, model.get_submodule("mtp.0.norm")):
+            norm.weight.zero_()  # pyright: ignore[reportAttributeAccessIssue]
+    return model
 
 
 @pytest.mark.parametrize("drafts", [False, True])
@@ -151,8 +174,8 @@ def test_texts_of_a_larger_vocabulary_are_those_of_the_definition(latent: Transf
             assert len(piece.tokens) > request.sampling.min_tokens or piece.finish == "length"
 
 
-@pytest.mark.parametrize("drafts", [False, True])
-def test_a_mask_is_asked_once_for_every_prefix(narrow: Transformer, drafts: bool) -> None:
+@pytest.mark.parametrize("drafts", [0, 1, 3])
+def test_a_mask_is_asked_once_for_every_prefix(narrow: Transformer, drafts: int) -> None:
     mask = Alternating()
     sampling = SamplingConfig(max_tokens=30, min_tokens=8)
     request = Request([1, 2], sampling, seed=2, stop_ids=frozenset({4}), allow=mask)
@@ -216,8 +239,8 @@ def raises(tokens: Sequence[int]) -> None:
         (lambda tokens: None if len(tokens) < 5 else torch.ones(5), "ValueError: allow gave a tensor"),
     ],
 )
-@pytest.mark.parametrize("drafts", [False, True])
-def test_a_mask_that_fails_ends_its_request_alone(narrow: Transformer, allow: object, error: str, drafts: bool) -> None:
+@pytest.mark.parametrize("drafts", [0, 1, 3])
+def test_a_mask_that_fails_ends_its_request_alone(narrow: Transformer, allow: object, error: str, drafts: int) -> None:
     sampling = SamplingConfig(max_tokens=20, min_tokens=20)
     good = [Request([1, 2], sampling, seed, frozenset({4})) for seed in range(3)]
     bad = [Request([3], sampling, seed, frozenset({4}), allow=allow, n=2) for seed in range(3)]

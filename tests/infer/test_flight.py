@@ -29,8 +29,8 @@ def other(model: Transformer, seed: int = 1) -> Transformer:
     return model
 
 
-@pytest.mark.parametrize("drafts", [False, True])
-def test_a_cancelled_request_frees_its_rows_at_once_and_disturbs_nobody(narrow: Transformer, drafts: bool) -> None:
+@pytest.mark.parametrize("drafts", [0, 1, 3])
+def test_a_cancelled_request_frees_its_rows_at_once_and_disturbs_nobody(narrow: Transformer, drafts: int) -> None:
     engine = Engine(narrow, rows=4, drafts=drafts)
     sampling = SamplingConfig(max_tokens=20)
     requests = [Request([1, 2], sampling, seed, frozenset(), n=2) for seed in range(3)]
@@ -82,8 +82,8 @@ def swapped(engine: Engine, model: Transformer, request: Request, in_flight: str
     return [[piece for piece in pieces if piece.sample == sample] for sample in range(request.n)]
 
 
-@pytest.mark.parametrize("drafts", [False, True])
-def test_recomputed_rows_go_on_as_the_new_weights_say(narrow: Transformer, drafts: bool) -> None:
+@pytest.mark.parametrize("drafts", [0, 1, 3])
+def test_recomputed_rows_go_on_as_the_new_weights_say(narrow: Transformer, drafts: int) -> None:
     old, new = deepcopy(narrow), other(narrow)
     for parameter in new.parameters():
         parameter.data *= 2
@@ -102,8 +102,8 @@ def test_recomputed_rows_go_on_as_the_new_weights_say(narrow: Transformer, draft
             assert tokens[count] == int(logits.argmax())
 
 
-@pytest.mark.parametrize("drafts", [False, True])
-def test_rows_that_continue_keep_what_the_old_weights_wrote(model: Transformer, drafts: bool) -> None:
+@pytest.mark.parametrize("drafts", [0, 1, 3])
+def test_rows_that_continue_keep_what_the_old_weights_wrote(model: Transformer, drafts: int) -> None:
     request = Request([1, 2, 3], replace(GREEDY, temperature=1.0), 0, frozenset(), n=2)
     head, body = deepcopy(model), other(model)
     head.head.weight.data.neg_()  # writes to no cache, so nothing is to be recomputed

@@ -84,7 +84,7 @@ def agree(pieces: Piece, other: Piece) -> None:
 @pytest.mark.parametrize(
     ("pool", "drafts"), [*((pool, True) for pool in POOLS), ("few", False), ("no prefixes", False)]
 )
-def test_texts_with_pages_are_those_without(narrow: Transformer, pool: str, drafts: bool) -> None:
+def test_texts_with_pages_are_those_without(narrow: Transformer, pool: str, drafts: int) -> None:
     requests = crowd(narrow.config.vocab_size)
     expected = Engine(narrow, rows=8, drafts=drafts)
     stretches = expected.generate(requests)

@@ -4,7 +4,16 @@ import pytest
 
 from fathom.plan.cache import cache_bytes
 from fathom.plan.hardware import HARDWARE, parse_devices
-from fathom.plan.serving import DEEPSEEK_DAY, Server, exchange_seconds, expert_union, serving_dtype
+from fathom.plan.serving import (
+    DEEPSEEK_DAY,
+    Launch,
+    Server,
+    exchange_seconds,
+    expert_union,
+    relative_reads,
+    serving_dtype,
+    tokens_per_step,
+)
 from fathom.presets import preset
 
 V3 = preset("v3").model
@@ -54,6 +63,30 @@ def test_speedup_by_one_two_and_three_drafts(rows: int, speedups: tuple[float, .
 def test_a_draft_of_v3_reads_one_layer_and_the_head() -> None:
     assert NODE.draft_bytes(1) == 1_614_779_648
     assert 1 < NODE.mtp_speedup(1, 4096, 0.85) < NODE.mtp_speedup(64, 4096, 0.85) < 1.85
+
+
+def test_acceptance_may_differ_by_position() -> None:
+    assert tokens_per_step([0.9, 0.5, 0.2]) == pytest.approx(1 + 0.9 + 0.45 + 0.09)
+    assert tokens_per_step([]) == 1
+    assert NODE.mtp_speedup(8, 0, [0.85, 0.85, 0.1], 2) == pytest.approx(NODE.mtp_speedup(8, 0, 0.85, 2))
+    assert NODE.mtp_speedup(8, 0, [0.85, 0.2], 2) < NODE.mtp_speedup(8, 0, [0.85, 0.3], 2)
+
+
+def test_where_launches_take_the_time_checking_is_free_and_drafting_is_not() -> None:
+    launch = Launch(step_s=10.0, draft_s=2.5)
+    assert NODE.mtp_speedup(1, 0, 0.8, 1, launch=launch) == pytest.approx(1.8 / 1.25, rel=1e-2)
+    assert NODE.mtp_speedup(1, 0, 0.8, 2, launch=launch) == pytest.approx(2.44 / 1.5, rel=1e-2)
+    plain, checking = NODE.step_seconds(8, 0) + 0.01, NODE.step_seconds(8, 0, 3) + 0.01
+    drafting = 2 * (NODE.draft_seconds(8) + 0.002)
+    found = NODE.mtp_speedup(8, 0, [0.9, 0.5], 2, launch=Launch(step_s=0.01, draft_s=0.002))
+    assert found == pytest.approx(2.35 * plain / (checking + drafting))
+
+
+def test_what_a_step_with_drafts_reads_is_counted_in_weights() -> None:
+    for rows in (1, 32):
+        plain, step = NODE.step_bytes(rows, 0), NODE.step_bytes(rows, 0, 3) + 2 * NODE.draft_bytes(rows)
+        assert relative_reads(V3, rows, 2) == pytest.approx(step / plain)
+        assert relative_reads(V3, rows, 0) == 1
 
 
 def test_how_many_sequences_fit() -> None:

@@ -122,12 +122,14 @@ def test_speculation_is_reported_as_measured(speed: float, words: str) -> None:
         equal=speed > 200,
         answers=64,
         acceptance=0.7,
+        by_position=(0.7, 0.6) if speed > 200 else (0.7,),
         tokens_per_step=1.7,
         plain_tokens_per_s=200.0,
         speculative_tokens_per_s=speed,
     )
     sentence = describe_speculation(check)
     assert words in sentence
+    assert ("by position)" in sentence) == (speed > 200)
     assert ("are the same, token for token" in sentence) == check.equal
     assert ("not the same: a defect" in sentence) != check.equal
 
