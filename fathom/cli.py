@@ -263,7 +263,7 @@ def bench(
     ] = "none",
     run: Annotated[Path | None, arg(help="speculation: a run or checkpoint whose model has an MTP module")] = None,
 ) -> None:
-    """Measure speed, alone or beside a peer library, or memory beside its plan, or drafts beside their formula.
+    """Measure speed, alone or beside a peer library, memory beside its plan, or drafts.
 
     Ends in one line of JSON. Peers need the extra: pip install 'fathomlm[peers]'.
 

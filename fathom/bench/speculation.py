@@ -1,4 +1,4 @@
-"""What MTP drafts gain at decoding, beside what the formula predicts from acceptance and the measured cost of passes."""
+"""What MTP drafts gain at decoding, beside what their formula says of acceptance and the measured cost of passes."""
 
 import logging
 import time
@@ -72,7 +72,9 @@ def _measure(speaker: Speaker, server: Server, prompts: list[list[int]], rounds:
     kinds: tuple[Drafts, ...] = (PLAIN, *COUNTS, AUTO)
     engines: dict[Drafts, Engine] = {kind: Engine(model, rows, drafts=kind) for kind in kinds}
     found: dict[Drafts, list[Speeds]] = {kind: [] for kind in kinds}
+    context, drafting = len(prompts[0]) + tokens // 2, list[float]()
     for number in range(WARM_UP + rounds):
+        drafting.append(_draft_seconds(model, rows, context))
         for kind, engine in engines.items():
             speeds = _decode(engine, prompts, speaker.stop_ids, tokens)
             if number >= WARM_UP:
@@ -81,10 +83,9 @@ def _measure(speaker: Speaker, server: Server, prompts: list[list[int]], rounds:
         kind: median(each.tokens_per_s for each in speeds) for kind, speeds in found.items()
     }
     acceptance = engines[COUNTS[-1]].acceptance_by_position
-    context = len(prompts[0]) + tokens // 2
     launch = Launch(
         step_s=max(0.0, median(each.step_s for each in found[PLAIN]) - server.step_seconds(rows, context)),
-        draft_s=max(0.0, _draft_seconds(model, rows, context) - server.draft_seconds(rows)),
+        draft_s=max(0.0, median(drafting) - server.draft_seconds(rows)),
     )
     measured: dict[Drafts, float] = {kind: speed / medians[PLAIN] for kind, speed in medians.items() if kind != PLAIN}
     padded = [*acceptance, *[0.0] * (COUNTS[-1] - len(acceptance))]
@@ -133,7 +134,7 @@ def _decode(engine: Engine, prompts: list[list[int]], stop_ids: frozenset[int], 
 
 
 @torch.inference_mode()
-def _draft_seconds(model: Transformer, rows: int, context: int, times: int = 30) -> float:
+def _draft_seconds(model: Transformer, rows: int, context: int, times: int = 9) -> float:
     """Median time of one draft for every row: an MTP module, the head, and the likeliest token, read by the host."""
     weight = model.embedding.weight
     cache = LatentCache(model.config, rows, context + 1, weight.dtype, weight.device)

@@ -85,7 +85,7 @@ class Drafter:
     def admit(
         self, hidden: Float[Tensor, "P T D"], last: Int[Tensor, " N"], owner: Int[Tensor, " N"], first: int, read: bool
     ) -> None:
-        """Take up rows first .. first + N - 1 with prompt owner[i], which ends at place last[i] and is `read` or not."""
+        """Take up rows first .. first + N - 1 with prompt owner[i], up to place last[i], which is `read` or not."""
         self._file()
         rows, behind = slice(first, first + len(owner)), self._behind
         if read:
@@ -207,7 +207,7 @@ class Drafter:
         """Let one module after the other read rows from `first` on, and yield its states at the place before `newest`.
 
         `states` are the model's from place `begin` on, `following` the tokens behind these places, up to that at
-        `newest`; what stands behind it may be filled in between two passes. Module d reads d places before `begin` again.
+        `newest`; what stands behind it may be filled in between two passes. Module d begins d places before.
         """
         index, width, column = torch.arange(len(begin), device=begin.device), states.shape[1], newest - begin - 1
         for module in range(self._modules):

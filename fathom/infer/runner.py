@@ -19,7 +19,7 @@ from fathom.model import CacheSlots, LatentCache, Transformer
 class Runner:
     """A model, its cache and the rows that are being decoded. Call its methods under `torch.inference_mode`.
 
-    With `drafts`, their count or "auto", MTP modules guess tokens ahead: see `Speculation`, which judges them by `rule`.
+    With `drafts`, their count or "auto", MTP modules guess tokens ahead, which are judged by `rule`: see `Speculation`.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -52,7 +52,7 @@ class Speculation:
         self._model, self._rows, self._edits, self._traces, self._plain = model, rows, edits, traces, plain
         self._rule, self._count = rule, 0 if drafts == "auto" else most
         self._device = model.embedding.weight.device
-        self._pace = Pace(most, partial(relative_reads, model.config)) if drafts == "auto" else None
+        self._pace = Pace(most, cache(partial(relative_reads, model.config))) if drafts == "auto" else None
         modules = min(most, len(model.mtp))
         self._drafter = Drafter(model, rows, modules, most + 1, plain.slots, patient=drafts == "auto")
         self.verdicts = torch.zeros(2, most, dtype=torch.int64, device=self._device)  # checked and kept, by position
@@ -240,6 +240,8 @@ class Speculation:
         return Choice(token.view_as(places), logprob.view_as(places))
 
     def _clock(self) -> float:
+        """Seconds: on a CPU those that this thread had, for others that share the machine slow all steps down alike."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+            return time.perf_counter()
+        return time.thread_time()
