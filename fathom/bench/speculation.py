@@ -42,6 +42,8 @@ def main(
 ) -> dict[str, Any]:
     """Speed with 1 to 3 drafts and with drafts="auto" over that without, for every batch, greedy; see `_judge`.
 
+    On a CPU time is that of this thread: `OMP_NUM_THREADS=1` gives the clearest figures.
+
     `run` is a run or checkpoint whose model has an MTP module; a run's prompts are its task's. Raises ValueError
     without one, or where a peer is asked for: none of them drafts from the same weights.
     """
@@ -124,10 +126,10 @@ def _decode(engine: Engine, prompts: list[list[int]], stop_ids: frozenset[int], 
     for seed, prompt in enumerate(prompts):
         engine.submit(Request(prompt, sampling, seed, stop_ids))
     engine.step()
-    steps, drawn, started = 0, engine.decoded, time.perf_counter()
+    steps, drawn, started = 0, engine.decoded, _seconds()
     while not engine.step():
         steps += 1
-    seconds = time.perf_counter() - started
+    seconds = _seconds() - started
     speeds = Speeds((engine.decoded - drawn) / seconds, seconds / (steps + 1))
     engine.clear()
     return speeds
@@ -142,10 +144,10 @@ def _draft_seconds(model: Transformer, rows: int, context: int, times: int = 9) 
     token = torch.zeros(rows, 1, dtype=torch.int64, device=weight.device)
     seconds: list[float] = []
     for _ in range(times):
-        started = time.perf_counter()
+        started = _seconds()
         slots = CacheSlots.at(cache, 0, token + context, context + 1, fresh=False)
         model.logits(model.predict_further(0, hidden, token, slots=slots)[:, 0]).argmax(-1).tolist()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(_seconds() - started)
     return median(seconds)
 
 
@@ -173,10 +175,15 @@ def _hardware(model: Transformer) -> Hardware:
     return replace(HARDWARE["laptop"], name="this CPU", fp32_flops=flops, memory_bandwidth=bandwidth)
 
 
+def _seconds() -> float:
+    """A clock: on a CPU of the time that this thread had, so that whoever shares the machine does not count."""
+    return time.perf_counter() if torch.cuda.is_available() else time.thread_time()
+
+
 def _fastest(work: Callable[[], object], times: int = 5) -> float:
     seconds: list[float] = []
     for _ in range(times):
-        started = time.perf_counter()
+        started = _seconds()
         work()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(_seconds() - started)
     return min(seconds)
