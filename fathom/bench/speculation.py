@@ -1,4 +1,4 @@
-"""What MTP drafts gain at decoding, beside what the formula predicts from acceptance and the measured cost of passes."""
+"""What MTP drafts gain at decoding, beside what their formula says of acceptance and the measured cost of passes."""
 
 import logging
 import time
@@ -42,6 +42,8 @@ def main(
 ) -> dict[str, Any]:
     """Speed with 1 to 3 drafts and with drafts="auto" over that without, for every batch, greedy; see `_judge`.
 
+    On a CPU time is that of this thread: `OMP_NUM_THREADS=1` gives the clearest figures.
+
     `run` is a run or checkpoint whose model has an MTP module; a run's prompts are its task's. Raises ValueError
     without one, or where a peer is asked for: none of them drafts from the same weights.
     """
@@ -72,7 +74,9 @@ def _measure(speaker: Speaker, server: Server, prompts: list[list[int]], rounds:
     kinds: tuple[Drafts, ...] = (PLAIN, *COUNTS, AUTO)
     engines: dict[Drafts, Engine] = {kind: Engine(model, rows, drafts=kind) for kind in kinds}
     found: dict[Drafts, list[Speeds]] = {kind: [] for kind in kinds}
+    context, drafting = len(prompts[0]) + tokens // 2, list[float]()
     for number in range(WARM_UP + rounds):
+        drafting.append(_draft_seconds(model, rows, context))
         for kind, engine in engines.items():
             speeds = _decode(engine, prompts, speaker.stop_ids, tokens)
             if number >= WARM_UP:
@@ -81,10 +85,9 @@ def _measure(speaker: Speaker, server: Server, prompts: list[list[int]], rounds:
         kind: median(each.tokens_per_s for each in speeds) for kind, speeds in found.items()
     }
     acceptance = engines[COUNTS[-1]].acceptance_by_position
-    context = len(prompts[0]) + tokens // 2
     launch = Launch(
         step_s=max(0.0, median(each.step_s for each in found[PLAIN]) - server.step_seconds(rows, context)),
-        draft_s=max(0.0, _draft_seconds(model, rows, context) - server.draft_seconds(rows)),
+        draft_s=max(0.0, median(drafting) - server.draft_seconds(rows)),
     )
     measured: dict[Drafts, float] = {kind: speed / medians[PLAIN] for kind, speed in medians.items() if kind != PLAIN}
     padded = [*acceptance, *[0.0] * (COUNTS[-1] - len(acceptance))]
@@ -123,17 +126,17 @@ def _decode(engine: Engine, prompts: list[list[int]], stop_ids: frozenset[int], 
     for seed, prompt in enumerate(prompts):
         engine.submit(Request(prompt, sampling, seed, stop_ids))
     engine.step()
-    steps, drawn, started = 0, engine.decoded, time.perf_counter()
+    steps, drawn, started = 0, engine.decoded, _seconds()
     while not engine.step():
         steps += 1
-    seconds = time.perf_counter() - started
+    seconds = _seconds() - started
     speeds = Speeds((engine.decoded - drawn) / seconds, seconds / (steps + 1))
     engine.clear()
     return speeds
 
 
 @torch.inference_mode()
-def _draft_seconds(model: Transformer, rows: int, context: int, times: int = 30) -> float:
+def _draft_seconds(model: Transformer, rows: int, context: int, times: int = 9) -> float:
     """Median time of one draft for every row: an MTP module, the head, and the likeliest token, read by the host."""
     weight = model.embedding.weight
     cache = LatentCache(model.config, rows, context + 1, weight.dtype, weight.device)
@@ -141,10 +144,10 @@ def _draft_seconds(model: Transformer, rows: int, context: int, times: int = 30)
     token = torch.zeros(rows, 1, dtype=torch.int64, device=weight.device)
     seconds: list[float] = []
     for _ in range(times):
-        started = time.perf_counter()
+        started = _seconds()
         slots = CacheSlots.at(cache, 0, token + context, context + 1, fresh=False)
         model.logits(model.predict_further(0, hidden, token, slots=slots)[:, 0]).argmax(-1).tolist()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(_seconds() - started)
     return median(seconds)
 
 
@@ -172,10 +175,15 @@ def _hardware(model: Transformer) -> Hardware:
     return replace(HARDWARE["laptop"], name="this CPU", fp32_flops=flops, memory_bandwidth=bandwidth)
 
 
+def _seconds() -> float:
+    """A clock: on a CPU of the time that this thread had, so that whoever shares the machine does not count."""
+    return time.perf_counter() if torch.cuda.is_available() else time.thread_time()
+
+
 def _fastest(work: Callable[[], object], times: int = 5) -> float:
     seconds: list[float] = []
     for _ in range(times):
-        started = time.perf_counter()
+        started = _seconds()
         work()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(_seconds() - started)
     return min(seconds)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fathom.infer.rows import Rows
 from fathom.infer.scheduler import PREFILL_TOKENS
+from fathom.model import Reader, Streamed
 from fathom.model import Slots as CacheSlots
-from fathom.model import Transformer
 
 LOGGED = 64  # steps without drafts whose states are put into the table together
 
@@ -35,9 +35,10 @@ class Drafter:
     that the modules can read later what they missed, and draft as if they had read on all the time.
     """
 
-    def __init__(self, model: Transformer, rows: Rows, modules: int, window: int, slots: Slots, patient: bool) -> None:
+    def __init__(self, reader: Reader, rows: Rows, modules: int, window: int, slots: Slots, patient: bool) -> None:
+        model = reader.model if isinstance(reader, Streamed) else reader
         weight, width = model.embedding.weight, model.config.hidden_size
-        self._model, self._rows, self._modules, self._slots = model, rows, modules, slots
+        self._reader, self._rows, self._modules, self._slots = reader, rows, modules, slots
         self._window, self._patient = window, patient
         self._states = weight.new_zeros(rows.capacity, window, width)
         # of module d, at the last place but d that is read: module d + 1 reads that one again, with the token it lacked
@@ -86,7 +87,7 @@ class Drafter:
     def admit(
         self, hidden: Float[Tensor, "P T D"], last: Int[Tensor, " N"], owner: Int[Tensor, " N"], first: int, read: bool
     ) -> None:
-        """Take up rows first .. first + N - 1 with prompt owner[i], which ends at place last[i] and is `read` or not."""
+        """Take up rows first .. first + N - 1 with prompt owner[i], up to place last[i], which is `read` or not."""
         self._file()
         rows, behind = slice(first, first + len(owner)), self._behind
         if read:
@@ -148,14 +149,14 @@ class Drafter:
         state = waiting[:, 0]
         for state in self._passes(waiting, following, begin, newest, 0, length):
             if len(drafts) < count:  # further modules only read
-                drafts.append(choose(self._model.logits(state), len(drafts) + 1))
+                drafts.append(choose(self._reader.logits(state), len(drafts) + 1))
                 following.scatter_(1, (place - begin + len(drafts)).unsqueeze(1), drafts[-1].unsqueeze(1))
         while len(drafts) < count:
             place = torch.minimum(place + 1, edge)  # a draft behind the last token of a row is for nobody
             slots = self._slots(0, place.unsqueeze(1), min(length + count, limit), False)
             state, token = state.unsqueeze(1), drafts[-1].unsqueeze(1)
-            state = self._model.predict_further(self._modules - 1, state, token, slots=slots).squeeze(1)
-            drafts.append(choose(self._model.logits(state), len(drafts) + 1))
+            state = self._reader.predict_further(self._modules - 1, state, token, slots=slots).squeeze(1)
+            drafts.append(choose(self._reader.logits(state), len(drafts) + 1))
         begin.copy_(newest)
         self._behind = 0
         return drafts
@@ -220,7 +221,7 @@ class Drafter:
         """Let one module after the other read rows from `first` on, and yield its states at the place before `newest`.
 
         `states` are the model's from place `begin` on, `following` the tokens behind these places, up to that at
-        `newest`; what stands behind it may be filled in between two passes. Module d reads d places before `begin` again.
+        `newest`; what stands behind it may be filled in between two passes. Module d begins d places before.
         """
         index, width, column = torch.arange(len(begin), device=begin.device), states.shape[1], newest - begin - 1
         for module in range(self._modules):
@@ -236,5 +237,5 @@ class Drafter:
                 places = torch.where((places >= 0) & (places < edge), places, edge)
             slots = self._slots(first, places, length, fresh)
             tokens = following[:, module - lead : module + width]
-            states = self._model.predict_further(module, states, tokens, slots=slots)
+            states = self._reader.predict_further(module, states, tokens, slots=slots)
             yield states[index, column + lead]

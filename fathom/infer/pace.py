@@ -1,9 +1,10 @@
 """How many drafts a step checks: what was measured here says whether they pay.
 
 k drafts gain 1 + a_1 + a_1 a_2 + ... tokens a row, a_j being the share of drafts kept at position j, and cost c_k / c_0
-of the time of a step without any. The acceptances are decayed counts, the times medians of the steps of this engine; a
-count of drafts that was not tried yet is priced by the weights it reads (experts met included) and by the times of
-those that were. Trying costs at most the share `TRIALS` of all time: where drafts do not pay, none are made.
+of the time of a step without any. The acceptances are decayed counts, the costs medians of the steps of this engine,
+each held against steps without drafts of the same time, for machines are faster and slower. A count of drafts that was
+not tried yet is priced by the weights it reads (experts met included) and by the costs of those that were. Trying costs
+at most the share `TRIALS` of all time: where drafts do not pay, none are made.
 """
 
 import math
@@ -14,11 +15,12 @@ from statistics import median
 from fathom.plan.serving import tokens_per_step
 
 HOLD = 16  # steps between two choices
-TRUSTED = 3  # times from which on a median counts
-NEWEST = 15  # times that are kept of each kind of step
+TRUSTED = 3  # times from which on their median counts
+NEWEST = 15  # costs that are kept of each kind of step with drafts
 TRIALS = 0.01  # share of all time that may be lost to trying what does not pay
-PATIENCE = 256  # steps between two trials of what does not seem to pay: drafts, or where these do, none
-SOON = 16  # the same for a choice that is new; doubled whenever it is confirmed
+PATIENCE = 256  # steps between two trials where drafts do not pay
+RENEWED = 64  # steps between two measures of steps without drafts where drafts pay
+SOON = 16  # the same for a choice that is new; doubled with every measure
 WORTH = 1.02  # what another count must gain over the present best, for the times are noisy
 NEAR = 0.95  # an untried count is tried where it promises so much of the best
 DECAY = 0.99  # of the counts of kept and checked drafts, at every step that checks some
@@ -32,8 +34,9 @@ class Pace:
         self.most, self._reads = most, reads
         self.lost = self.total = 0.0  # seconds: lost to trials, and of all steps
         self._checked, self._kept = [0.0] * most, [0.0] * most
-        self._times: dict[tuple[int, int], deque[float]] = {}
-        self._plain: dict[int, float] = {}  # by kind of batch, the price a trial is held against
+        self._plain: dict[int, deque[float]] = {}  # seconds of the last steps without drafts, by kind of batch
+        self._costs: dict[tuple[int, int], deque[float]] = {}  # of those with drafts, in such steps of the same time
+        self._best = 1.0  # gain of the best count known, by which a trial is judged
         self._choice, self._held, self._kind = 0, 0, -1
         self._trial = False
         self._confirms = False
@@ -51,16 +54,18 @@ class Pace:
 
     def note(self, drafts: int, seconds: float, extra: float = 0.0) -> None:
         """A step took so long, and what had to be made up for before it `extra` seconds."""
-        kind = (self._kind, drafts)
-        if kind not in self._times:
-            self._times[kind] = deque(maxlen=NEWEST)
-        self._times[kind].append(seconds)
         self.total += seconds + extra
-        if drafts:
-            self.lost += extra
-        if self._trial and self._kind in self._plain:
-            gained = tokens_per_step(self.acceptance()[:drafts])
-            self.lost = max(0.0, self.lost + seconds - gained * self._plain[self._kind])
+        if not drafts:
+            self._plain.setdefault(self._kind, deque(maxlen=TRUSTED + 2)).append(seconds)
+            return
+        self.lost += extra
+        if len(plain := self._plain.get(self._kind, ())) < TRUSTED:
+            return
+        cost = seconds / median(plain)
+        self._costs.setdefault((self._kind, drafts), deque(maxlen=NEWEST)).append(cost)
+        if self._trial:
+            gain = tokens_per_step(self.acceptance()[:drafts]) / cost
+            self.lost = max(0.0, self.lost + seconds * (1 - gain / self._best))
 
     def count(self, checked: Sequence[int], kept: Sequence[int]) -> None:
         """So many drafts were checked at every position, and so many of them kept."""
@@ -78,26 +83,26 @@ class Pace:
 
     def _decide(self, rows: int) -> int:
         self._trial = False
-        times = self._medians()
         again = self._choice > 0 and self._rest <= 0
-        if 0 not in times or again:  # the measure of all others, and once in a while anew: the machine may have changed
+        if again or len(self._plain.get(self._kind, ())) < TRUSTED:  # the measure of all others, once in a while anew
             self._confirms, self._held = again, TRUSTED
             if again:
-                self._patience = min(2 * self._patience, PATIENCE)
+                self._patience = min(2 * self._patience, RENEWED)
                 self._rest = self._patience
             return 0
-        acceptance, costs = self.acceptance(), self._costs(rows, times)
+        known = self._known()
+        acceptance, costs = self.acceptance(), self._price(rows, known)
         gains = [tokens_per_step(acceptance[:drafts]) / cost for drafts, cost in enumerate(costs)]
-        best = max(times, key=lambda drafts: gains[drafts] / (WORTH if drafts != self._choice else 1.0))
-        self._plain[self._kind] = times[0] / gains[best]  # seconds a token of a row takes at best
-        untried = [drafts for drafts in range(1, self.most + 1) if drafts not in times]
+        best = max(known, key=lambda drafts: gains[drafts] / (WORTH if drafts != self._choice else 1.0))
+        self._best = gains[best]
+        untried = [drafts for drafts in range(1, self.most + 1) if drafts not in known]
         hope = max(untried, key=gains.__getitem__, default=0)
         if hope and gains[hope] > max(NEAR * gains[best], 1.0) and self.lost <= TRIALS * self.total:
             return self._try(hope)
         if best == 0 and self._rest <= 0:
             hope = max(range(1, self.most + 1), key=gains.__getitem__)
-            loss = TRUSTED * times[0] * max(0.0, costs[hope] - tokens_per_step(acceptance[:hope]))
-            if self.lost + loss <= TRIALS * self.total:
+            worse = max(0.0, costs[hope] - tokens_per_step(acceptance[:hope]))
+            if self.lost + TRUSTED * median(self._plain[self._kind]) * worse <= TRIALS * self.total:
                 self._rest = PATIENCE
                 return self._try(hope)
         if best and not self._choice and not self._confirms:  # newly chosen, by few times: to be confirmed soon
@@ -109,23 +114,22 @@ class Pace:
         self._trial, self._held = True, TRUSTED
         return drafts
 
-    def _costs(self, rows: int, times: dict[int, float]) -> list[float]:
-        """Time of a step with every count of drafts over one without."""
+    def _price(self, rows: int, known: dict[int, float]) -> list[float]:
+        """Time of a step with every count of drafts over one without, as measured or as the nearest measured says."""
         reads = [self._reads(rows, drafts) if drafts else 1.0 for drafts in range(self.most + 1)]
-        tried = [drafts for drafts in times if drafts]
+        tried = [drafts for drafts in known if drafts]
         costs = list[float]()
         for drafts, read in enumerate(reads):
-            if drafts in times:
-                costs.append(times[drafts] / times[0])
-            elif tried:  # the nearest says how far times exceed what the reads say
+            if drafts in known:
+                costs.append(known[drafts])
+            elif tried:
                 near = min(tried, key=lambda other: abs(other - drafts))
-                excess = max(0.0, times[near] / times[0] - 1)
-                costs.append(1 + excess * (read - 1) / (reads[near] - 1))
+                costs.append(1 + max(0.0, known[near] - 1) * (read - 1) / (reads[near] - 1))
             else:
                 costs.append(read)
         return costs
 
-    def _medians(self) -> dict[int, float]:
-        """Seconds of the steps of this kind, by their drafts, as far as there were enough."""
-        found = {drafts: self._times.get((self._kind, drafts), ()) for drafts in range(self.most + 1)}
-        return {drafts: median(times) for drafts, times in found.items() if len(times) >= TRUSTED}
+    def _known(self) -> dict[int, float]:
+        """Medians of the costs of what was tried often enough with batches of this kind."""
+        found = {drafts: self._costs.get((self._kind, drafts), ()) for drafts in range(1, self.most + 1)}
+        return {0: 1.0} | {drafts: median(costs) for drafts, costs in found.items() if len(costs) >= TRUSTED}

@@ -178,7 +178,7 @@ class Rows:
         self._logprobs[first : self.count].scatter_(1, column, choice.logprob.unsqueeze(1))
 
     def record_run(self, choice: Choice, kept: Int[Tensor, " N"]) -> None:
-        """Note the first `kept` + 1 of the tokens (N, T) that every active row drew for the places behind its newest."""
+        """Note the first `kept` + 1 of the tokens (N, T) that active rows drew for the places behind their newest."""
         row = self.fields()
         step = torch.arange(choice.token.shape[1], device=kept.device).minimum(kept.unsqueeze(1))
         columns = (row.position - row.start + 1).unsqueeze(1) + step  # behind a row's last new token, that once more

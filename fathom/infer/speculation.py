@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ from fathom.infer.sampler import Choice, invert
 from fathom.infer.traces import Traces
 from fathom.infer.verify import ACCEPT, DRAFT, RESIDUAL, Rule, chances, leading, likeliest_only, numbers, settle
 from fathom.kernels.peak import peak
-from fathom.model import Transformer
+from fathom.model import Reader, Streamed
 from fathom.plan.serving import relative_reads
 
 MOST_CHOSEN = 4  # drafts of a step where their count is chosen: further ones are seldom kept
@@ -52,15 +52,16 @@ class Speculation:
     """
 
     def __init__(
-        self, model: Transformer, rows: Rows, edits: Edits, traces: Traces, drafts: Drafts, rule: Rule, plain: Plain
+        self, reader: Reader, rows: Rows, edits: Edits, traces: Traces, drafts: Drafts, rule: Rule, plain: Plain
     ) -> None:
         most = most_drafts(drafts)
-        self._model, self._rows, self._edits, self._traces, self._plain = model, rows, edits, traces, plain
+        model = reader.model if isinstance(reader, Streamed) else reader
+        self._reader, self._rows, self._edits, self._traces, self._plain = reader, rows, edits, traces, plain
         self._rule, self._count = rule, 0 if drafts == "auto" else most
         self._device = model.embedding.weight.device
-        self._pace = Pace(most, partial(relative_reads, model.config)) if drafts == "auto" else None
+        self._pace = Pace(most, cache(partial(relative_reads, model.config))) if drafts == "auto" else None
         modules = min(most, plain.modules)
-        self._drafter = Drafter(model, rows, modules, most + 1, plain.slots, patient=drafts == "auto")
+        self._drafter = Drafter(reader, rows, modules, most + 1, plain.slots, patient=drafts == "auto")
         self.verdicts = torch.zeros(2, most, dtype=torch.int64, device=self._device)  # checked and kept, by position
         self._started = 0.0
 
@@ -135,7 +136,7 @@ class Speculation:
         drafts, proposals = self._draft(reach, limit)
         length = min(reach + count, limit)
         slots = self._plain.slots(0, places, length, False)
-        hidden = self._model(torch.cat((token.unsqueeze(1), drafts), dim=1), slots=slots)
+        hidden = self._reader(torch.cat((token.unsqueeze(1), drafts), dim=1), slots=slots)
         self._drafter.keep(hidden, places, length)
         logits = self._plain.logits(hidden, nexts)
         judge = self._judge_in_turn if self._rows.edited else self._judge_at_once
@@ -254,6 +255,8 @@ class Speculation:
         return Choice(token.view_as(places), logprob.view_as(places))
 
     def _clock(self) -> float:
+        """Seconds: on a CPU those that this thread had, for others that share the machine slow all steps down alike."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+            return time.perf_counter()
+        return time.thread_time()

@@ -2,7 +2,7 @@
 
 from fathom.model.cache import CacheSlots, LatentCache, PagedCache, PagedSlots, Slots
 from fathom.model.moe import RoutingTrace, update_selection_bias
-from fathom.model.streamed import Streamed, streams
+from fathom.model.streamed import Reader, Streamed, streams
 from fathom.model.transformer import Transformer
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "LatentCache",
     "PagedCache",
     "PagedSlots",
+    "Reader",
     "RoutingTrace",
     "Slots",
     "Streamed",

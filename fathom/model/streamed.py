@@ -98,6 +98,9 @@ class Streamed:
         return self._laid_out
 
 
+Reader = Transformer | Streamed  # what passes over tokens with a cache go through
+
+
 class _Layout:
     """The copy of all weights, and which they were."""
 

@@ -126,8 +126,8 @@ def describe_speculation(check: SpeculativeCheck) -> str:
     places = f" ({shares} by position)" if len(check.by_position) > 1 else ""
     pace = "faster" if check.speed_ratio > 1 else "not faster"
     return (
-        f"{same}. It keeps {percent(check.acceptance)} of the drafts{places} and emits {check.tokens_per_step:.2f} tokens a "
-        f"step; measured, it is {pace} here: {check.speed_ratio:.2f} times the plain speed."
+        f"{same}. It keeps {percent(check.acceptance)} of the drafts{places} and emits {check.tokens_per_step:.2f} "
+        f"tokens a step; measured, it is {pace} here: {check.speed_ratio:.2f} times the plain speed."
     )
 
 

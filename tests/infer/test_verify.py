@@ -23,7 +23,7 @@ Settle = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def excess(counts: Tensor, law: Tensor) -> float:
-    """Pearson's chi-square above its mean, in its standard deviations; infinite where something impossible was drawn."""
+    """Pearson's chi-square above its mean, in standard deviations; infinite where something impossible was drawn."""
     possible = law > 0
     if counts[~possible].sum():
         return math.inf
@@ -53,7 +53,7 @@ def settled(rule: Settle, temperature: float, top_p: float, greedy: bool = False
 
 
 def law_of(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """softmax(logits / temperature) cut to the fewest likeliest tokens that hold the share top_p, one after the other."""
+    """softmax(logits / temperature) cut to the fewest likeliest tokens that hold the share top_p."""
     law = (logits.double() / temperature).softmax(-1)
     order = sorted(range(len(law)), key=lambda token: -law[token].item())
     kept: list[int] = []
