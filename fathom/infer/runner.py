@@ -43,7 +43,8 @@ class Runner:
     Rows have a stretch of `cache` each, or with `tables` pages: somebody else reads prompts into these, and sees to it
     that rows have the pages they write to.
 
-    With `drafts`, their count or "auto", MTP modules guess tokens ahead: see `Speculation`, which judges them by `rule`.
+    With `drafts`, their count or "auto", MTP modules guess tokens ahead, which are judged by `rule`: see
+    `Speculation`.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Runner:
         return hidden
 
     def decode(self, steps: int = 1) -> None:
-        """Draw the next token of every active row, behind drafts that are kept those that follow, or a burst of them."""
+        """Draw the next token of every active row, or a burst of them; behind drafts that are kept also what follows."""
         self.row_steps += self.rows.count * steps
         if self.graphs and not (self.rows.edited or self.rows.traced):
             self.graphs.decode(steps)
