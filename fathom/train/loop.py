@@ -9,6 +9,7 @@ import torch
 from fathom.checkpoint.state import list_checkpoints, load_state, load_weights, save_checkpoint
 from fathom.config import TrainConfig
 from fathom.model import Transformer
+from fathom.model.precision import use_fp8
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
 from fathom.runs import Run
@@ -47,6 +48,8 @@ def train_language(
     so an interrupted run repeats exactly what an unbroken one does. `validation` batches are this process's too.
     """
     state = resume(place, TrainState.start(model, config.optimizer))
+    if config.precision == "fp8":
+        use_fp8(model, config.after_attention)
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
     while state.step < config.steps:
         started = time.perf_counter()

@@ -93,6 +93,7 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = rates.lr
     state.optimizer.step()
+    torch.autograd.graph.increment_version(parameters)  # fused AdamW does not, and FP8 codes are kept by version
     state.optimizer.zero_grad(set_to_none=False)  # one buffer a gradient for the whole run
     stacked = torch.stack(loads) if loads else torch.zeros(0, 0)
     if rates.bias_speed and loads:

@@ -1,0 +1,31 @@
+"""Where an operation meets its faster self: the Triton twin of the same name, one folder down."""
+
+import functools
+from collections.abc import Callable
+from importlib import import_module
+from typing import ParamSpec, TypeVar
+
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def twin(definition: Callable[P, R]) -> Callable[P, R]:
+    """Call `fathom.kernels.triton.FILE.NAME` in place of `fathom.kernels.FILE.NAME` where the first tensor is on a GPU.
+
+    The twin is imported at its first call, so that a machine without a GPU needs no Triton.
+    """
+    package, _, file = definition.__module__.rpartition(".")
+
+    @functools.cache
+    def faster() -> Callable[P, R]:
+        return getattr(import_module(f"{package}.triton.{file}"), definition.__name__)
+
+    @functools.wraps(definition)
+    def chosen(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0]
+        on_gpu = isinstance(first, Tensor) and first.is_cuda
+        return faster()(*args, **kwargs) if on_gpu else definition(*args, **kwargs)
+
+    return chosen

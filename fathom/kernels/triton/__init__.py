@@ -1,0 +1,1 @@
+"""The Triton twins of the definitions one folder up, under the same names."""
