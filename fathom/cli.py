@@ -269,6 +269,23 @@ def bench(
     print(json.dumps(import_module(f"fathom.bench.{what}").main(peer)))
 
 
+def unlocks(
+    card: Annotated[Positional[Literal["fp8-accumulation"]], arg(help="which claim to put to the test")],
+    device: Annotated[Literal["auto", "cpu", "cuda"], arg(help="auto takes a GPU where there is one")] = "auto",
+) -> None:
+    """Put a claim of the DeepSeek reports to the test on this machine.
+
+    Prints the claim, its published figure and what is measured here, and ends in one line of JSON. On a CPU the
+    hardware is modelled; on a GPU the model stands beside the real one.
+
+    Example: fathom unlocks fp8-accumulation
+    """
+    from fathom.parallel.world import choose_device
+
+    found = import_module(f"fathom.unlocks.{card.replace('-', '_')}").main(choose_device(device))
+    print(found.text(), json.dumps(found.figures), sep="\n")
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
@@ -283,6 +300,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "import": import_,
     "bench": bench,
+    "unlocks": unlocks,
 }
 RESUMABLE = ("pretrain", "sft", "grpo")
 
