@@ -99,7 +99,8 @@ def quantize_rows_and_columns(
 
     `offsets` (E + 1) bound groups of rows, the first 0 and the last N; without it all rows are one group. No strip of
     the transpose holds rows of two groups: group e begins at strip sum of ceil(size / 128) over the groups before it,
-    and P = 128 C leaves room for any sizes (`column_strips`). Places that no row fills have code zero.
+    and P = 128 C leaves room for any sizes (`column_strips`). Places of a group's last strip that no row fills have
+    code zero; strips behind the last group hold nothing that may be read.
     """
     return *quantize_rows(x, power_of_two), *quantize_columns(x, offsets, power_of_two)
 

@@ -1,0 +1,63 @@
+"""What Hopper's persistent products share: a ring of shared-memory stages, the order of tiles, the way out.
+
+One warp fills stages by the copy engine while groups of four warps multiply what is there; a pair of barriers per stage
+says whose turn it is. Written in Gluon, the dialect of Triton in which layouts, barriers and warps are spelled out.
+"""
+
+# Gluon gives its functions' arguments no types.
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
+
+STRIP = 128  # of the inner width: one stage, and the numbers between two promotions
+
+
+@gluon.jit
+def following(slot, phase, STAGES: gl.constexpr):
+    """The next stage, and the phase that its barriers are waited for; the phase turns with every round."""
+    slot += 1
+    wrap = (slot == STAGES).to(gl.int32)
+    return slot * (1 - wrap), phase ^ wrap
+
+
+@gluon.jit
+def tile_at(t, tiles_down, tiles_across, BAND: gl.constexpr):
+    """Row and column of tile t where tiles go down bands of BAND rows, so that neighbours share what they read."""
+    per_band = BAND * tiles_across
+    band = t // per_band
+    height = min(tiles_down - band * BAND, BAND)
+    inner = t % per_band
+    return band * BAND + inner % height, inner // height
+
+
+@gluon.jit
+def open_barriers(full, empty, STAGES: gl.constexpr, READERS: gl.constexpr):
+    """Fresh barriers: a stage is full when its bytes have come, empty when every reader has let go."""
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=READERS)
+    fence_async_shared()
+
+
+@gluon.jit
+def start_product(a, b, zero):
+    """Set 64 x N x 128 going on the tensor cores, from a sum of zero."""
+    return warpgroup_mma(a, b.permute((1, 0)), zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def put_tile(out_desc, out_ptr, staging, tile, row, row_end, column, width, stride, HEIGHT: gl.constexpr):
+    """Write a tile of 64 rows at (row, column): by the copy engine, or row by row where it ends at `row_end`."""
+    if row + HEIGHT <= row_end:
+        tma.store_wait(0)
+        staging.store(tile)
+        fence_async_shared()
+        tma.async_copy_shared_to_global(out_desc, [row, column], staging)
+    elif row < row_end:
+        layout: gl.constexpr = tile.type.layout
+        r = row + gl.arange(0, HEIGHT, gl.SliceLayout(1, layout))
+        c = column + gl.arange(0, tile.type.shape[1], gl.SliceLayout(0, layout))
+        at = gl.expand_dims(r.to(gl.int64) * stride, 1) + gl.expand_dims(c, 0)
+        gl.store(out_ptr + at, tile, mask=gl.expand_dims(r < row_end, 1) & gl.expand_dims(c < width, 0))
