@@ -255,12 +255,12 @@ def import_(
 
 
 def bench(
-    what: Annotated[Positional[Literal["train", "decode", "rollout", "memory"]], arg(help="what to measure")],
+    what: Annotated[Positional[Literal["train", "decode", "rollout", "memory", "gemm"]], arg(help="what to measure")],
     peer: Annotated[
         Literal["transformers", "trl", "none"], arg(help="library to run beside it: same shape, rows and tokens")
     ] = "none",
 ) -> None:
-    """Measure speed, alone or beside a peer library, or memory beside its plan.
+    """Measure speed, alone or beside a peer library, memory beside its plan, or FP8 kernels on a GPU.
 
     Ends in one line of JSON. Peers need the extra: pip install 'fathomlm[peers]'.
 

@@ -179,7 +179,7 @@ def grouped(experts: int, n: int, k: int) -> dict[str, float]:
 
     sides: dict[str, Side] = {
         "bf16": lambda i: F.grouped_mm(x[i], w.transpose(1, 2), offs=aligned[1:]),
-        "torch_rowwise_fp8": lambda i: F.scaled_grouped_mm(
+        "torch_rowwise_fp8": lambda i: F.scaled_grouped_mm(  # pyright: ignore
             row_codes[i][0],
             w_codes.transpose(1, 2),
             row_codes[i][1],

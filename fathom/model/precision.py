@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fathom.kernels.fp8 import Fp8Layer, Kept
+from fathom.kernels.fp8 import Fp8Layer, Kept, TensorCount
 from fathom.model.linear import Linear
 from fathom.model.moe import MoE
 
@@ -41,17 +41,22 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def fp8_layers(model: nn.Module) -> Iterator[Fp8Layer]:
-    """The FP8 side of every layer that has one."""
+def fp8_modules(model: nn.Module) -> Iterator[tuple[str, Linear | MoE]]:
+    """Every module that computes in FP8, under its name."""
     for module in model.modules():
         if isinstance(module, (Linear, MoE)) and module.fp8 is not None:
-            yield module.fp8
+            yield module.fp8.name, module
+
+
+def fp8_layers(model: nn.Module) -> Iterator[Fp8Layer]:
+    """The FP8 side of every module that has one."""
+    return (module.fp8 for _, module in fp8_modules(model) if module.fp8 is not None)
 
 
 @contextmanager
 def without_fp8(model: nn.Module) -> Generator[None]:
     """The model as it computes without FP8."""
-    held = [(m, m.fp8) for m in model.modules() if isinstance(m, (Linear, MoE)) and m.fp8 is not None]
+    held = [(module, module.fp8) for _, module in fp8_modules(model)]
     for module, _ in held:
         module.fp8 = None
     try:
@@ -59,3 +64,17 @@ def without_fp8(model: nn.Module) -> Generator[None]:
     finally:
         for module, layer in held:
             module.fp8 = layer
+
+
+@contextmanager
+def watched(model: nn.Module) -> Generator[dict[str, dict[str, TensorCount]]]:
+    """Count underflow and saturation of every tensor, by layer and tensor; what is not finite raises, by name."""
+    counts: dict[str, dict[str, TensorCount]] = {}
+    layers = list(fp8_layers(model))
+    for layer in layers:
+        layer.watch = counts.setdefault(layer.name, {})
+    try:
+        yield counts
+    finally:
+        for layer in layers:
+            layer.watch = None

@@ -4,9 +4,6 @@ Codes come out with rows of a multiple of 16 bytes and scales column by column, 
 shapes and values are the definitions'.
 """
 
-# Triton gives its kernels' arguments no types.
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-
 import torch
 import triton
 from jaxtyping import Float, Float8e4m3fn, Int

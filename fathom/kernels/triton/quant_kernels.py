@@ -5,9 +5,6 @@ said which thread holds what: each has 8 x 8 numbers, so that it reads 16 bytes 
 a column, and nothing passes through shared memory to be transposed.
 """
 
-# Triton gives its kernels' arguments no types.
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-
 import triton
 import triton.language as tl
 from triton.experimental import gluon

@@ -4,14 +4,9 @@ One warp fills stages by the copy engine while groups of four warps multiply wha
 says whose turn it is. Written in Gluon, the dialect of Triton in which layouts, barriers and warps are spelled out.
 """
 
-# Gluon gives its functions' arguments no types.
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
-
-STRIP = 128  # of the inner width: one stage, and the numbers between two promotions
 
 
 @gluon.jit

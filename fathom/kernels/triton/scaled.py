@@ -1,8 +1,5 @@
 """Scaled FP8 products on Hopper (twins of `fathom.kernels.scaled`): descriptors, tiles, launches."""
 
-# Triton gives its kernels' arguments no types, and Gluon's host side has none either.
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-
 from functools import cache
 from typing import NamedTuple
 

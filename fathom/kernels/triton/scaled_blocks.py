@@ -5,9 +5,6 @@ promotes the first while the tensor cores work on the second; with three (192 ro
 promotion. Groups of rows are walked on the device, so no offset ever reaches the host.
 """
 
-# Gluon gives its functions' arguments no types.
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait

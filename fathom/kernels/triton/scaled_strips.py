@@ -4,9 +4,6 @@ Both factors lie transposed, their inner width the rows of all groups one after 
 strip of 128. A group without rows gets a sum of zero.
 """
 
-# Gluon gives its functions' arguments no types.
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
