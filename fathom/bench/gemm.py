@@ -25,7 +25,7 @@ from fathom.kernels.quant import (
     quantize_swiglu,
     quantize_weight,
 )
-from fathom.kernels.scaled import grouped_scaled_outer, grouped_scaled_product, scaled_product
+from fathom.kernels.scaled import grouped_scaled_outer, scaled_product
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,9 @@ TOKENS = 32768
 LINEAR = (8192, 18432, 7168)  # (M, N, K)
 QUANTISED = (32768, 7168)
 SETS = 3  # of inputs that take turns
-ROUNDS = 5
-ROUND_SECONDS = 0.05
+ROUNDS = 4
+SETTLE_SECONDS = 0.05
+ROUND_SECONDS = 0.08
 WORST = 0.06  # error norm beyond which a side is wrong; FP8 inputs make 0.037
 
 Side = Callable[[int], Any]  # works on one set of inputs
@@ -55,6 +56,7 @@ def main(peer: str = "none") -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(),
         "unit": "TFLOP/s; quantisation GB/s",
         "dense": {f"{ROWS}x{n}x{k}": dense(n, k) for n, k in DENSE},
+        "dense_wgrad": {f"{n}x{k}x{ROWS}": dense_wgrad(n, k) for n, k in DENSE},
         "grouped": {f"{e}x{n}x{k}": grouped(e, n, k) for e, n, k in GROUPED},
         "grouped_wgrad": {f"{e}x{n}x{k}": wgrad(e, n, k) for e, n, k in GROUPED},
         "linear": linear(*LINEAR),
@@ -68,34 +70,39 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
 
-def race(sides: dict[str, Side], work: float, exact: Callable[[], Tensor] | None = None) -> dict[str, float]:
+def processors() -> int:
+    """Multiprocessors of this GPU."""
+    return torch.cuda.get_device_properties().multi_processor_count
+
+
+def race(sides: dict[str, Side], work: float, exact: Callable[[str], Tensor] | None = None) -> dict[str, float]:
     """Rate of every side, `work` units a call; a side that fails is left out and named in the log."""
-    replays: dict[str, tuple[torch.cuda.CUDAGraph, int]] = {}
-    reference = None if exact is None else exact()
+    graphs: dict[str, torch.cuda.CUDAGraph] = {}
     for name, side in sides.items():
         try:
-            _check(name, side(0), reference)
-            replays[name] = _capture(side)
+            _check(side(0), None if exact is None else exact(name))
+            graphs[name] = _capture(side)
         except (RuntimeError, ValueError, NotImplementedError) as error:
-            log.info("%s: %s", name, " ".join(str(error).split())[:200])
-    seconds: dict[str, list[float]] = {name: [] for name in replays}
+            log.warning("%s is left out: %s", name, " ".join(str(error).split())[:200])
+    seconds: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(ROUNDS):
-        for name, (graph, count) in replays.items():
-            seconds[name].append(_time(graph) / count)
+        for name, graph in graphs.items():
+            _replay(graph, SETTLE_SECONDS)  # clocks follow the load that came before
+            seconds[name].append(_replay(graph, ROUND_SECONDS) / SETS)
     rates = {name: round(work / median(values), 1) for name, values in seconds.items()}
     log.info("%s", rates)
     return rates
 
 
-def _check(name: str, found: Any, reference: Tensor | None) -> None:
+def _check(found: Any, reference: Tensor | None) -> None:
     if reference is not None:
         error = float((found.float() - reference).norm() / reference.norm())
         if not error < WORST:
-            raise RuntimeError(f"the result is off by {error:.3g}")
+            raise RuntimeError(f"its result is off by {error:.3g}")
 
 
-def _capture(side: Side) -> tuple[torch.cuda.CUDAGraph, int]:
-    """A graph of calls over all sets, as many as make a round, and their number."""
+def _capture(side: Side) -> torch.cuda.CUDAGraph:
+    """One call for each set of inputs."""
     for index in range(SETS):
         side(index)
     torch.cuda.synchronize()
@@ -103,22 +110,17 @@ def _capture(side: Side) -> tuple[torch.cuda.CUDAGraph, int]:
     with torch.cuda.graph(graph):
         for index in range(SETS):
             side(index)
-    graph.replay()
-    return graph, SETS
+    return graph
 
 
-def _time(graph: torch.cuda.CUDAGraph, seconds: float = ROUND_SECONDS) -> float:
+def _replay(graph: torch.cuda.CUDAGraph, seconds: float) -> float:
     """Seconds of one replay, on average over about `seconds` of them."""
+    once = _time(graph, 1)
+    return _time(graph, max(1, round(seconds / once)))
+
+
+def _time(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    once = start.elapsed_time(end) / 1e3
-    repeats = int(seconds / once)
-    if repeats < 2:
-        return once
     start.record()
     for _ in range(repeats):
         graph.replay()
@@ -145,15 +147,40 @@ def dense(n: int, k: int) -> dict[str, float]:
         "scaled_mm": lambda i: torch_scaled_mm(*a[i], b[i].codes, b[i].scales, ScalingType.BlockWise128x128),
         "ours_128": tiled(ours.SMALL),
         "ours_192": tiled(ours.TALL),
-        "ours": lambda i: scaled_product(*a[i], b[i].codes, b[i].scales, torch.bfloat16),
     }
-    return race(sides, 2e-12 * ROWS * n * k, lambda: x[0].float() @ w[0].float().T)
+    rates = race(sides, 2e-12 * ROWS * n * k, lambda _: x[0].float() @ w[0].float().T)
+    return rates | {"chosen": rates[_name(ours.choose_tiling(ROWS, n, 1, processors()))]}
 
 
-def torch_scaled_mm(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, recipe: ScalingType) -> Tensor:
-    """torch's own product of the same codes, bfloat16 out."""
+def _name(tiling: tuple[int, ...]) -> str:
+    """The side that dispatch would choose; a tile has 64 rows for each group of warps."""
+    return f"ours_{64 * tiling[0]}"
+
+
+def dense_wgrad(n: int, k: int) -> dict[str, float]:
+    """Gradients of the same weights: strips times strips, float32 out."""
+    grad, x = [random(ROWS, n) for _ in range(SETS)], [random(ROWS, k) for _ in range(SETS)]
+    a, b = [quantize_columns(t) for t in grad], [quantize_columns(t) for t in x]
+    strips = ScalingType.BlockWise1x128
+    sides: dict[str, Side] = {
+        "bf16": lambda i: grad[i].T @ x[i],
+        "scaled_mm": lambda i: torch_scaled_mm(*a[i], *b[i], strips, torch.float32),
+        "ours": lambda i: scaled_product(*a[i], *b[i]),
+    }
+    return race(sides, 2e-12 * ROWS * n * k, lambda _: grad[0].float().T @ x[0].float())
+
+
+def torch_scaled_mm(
+    a: Tensor,
+    a_scales: Tensor,
+    b: Tensor,
+    b_scales: Tensor,
+    recipe: ScalingType,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """torch's own product of the same codes."""
     scales = b_scales.T if recipe == ScalingType.BlockWise128x128 else b_scales
-    return F.scaled_mm(a, b.T, a_scales, ScalingType.BlockWise1x128, scales, recipe)
+    return F.scaled_mm(a, b.T, a_scales, ScalingType.BlockWise1x128, scales, recipe, output_dtype=dtype)
 
 
 def group_offsets(experts: int, step: int) -> Tensor:
@@ -190,12 +217,14 @@ def grouped(experts: int, n: int, k: int) -> dict[str, float]:
         ),
         "ours_128": product(aligned, ours.SMALL),
         "ours_192": product(aligned, ours.TALL),
-        "ours": lambda i: grouped_scaled_product(*a[i], b.codes, b.scales, aligned, torch.bfloat16),
+        "ours_128_ragged": product(ragged, ours.SMALL),
+        "ours_192_ragged": product(ragged, ours.TALL),
     }
     work = 2e-12 * TOKENS * n * k
-    rates = race(sides, work, lambda: F.grouped_mm(x[0], w.transpose(1, 2), offs=aligned[1:]).float())
-    sides = {"ours_128_ragged": product(ragged, ours.SMALL), "ours_192_ragged": product(ragged, ours.TALL)}
-    return rates | race(sides, work, lambda: F.grouped_mm(x[0], w.transpose(1, 2), offs=ragged[1:]).float())
+    ends = {name: (ragged if name.endswith("ragged") else aligned)[1:] for name in sides}
+    rates = race(sides, work, lambda name: F.grouped_mm(x[0], w.transpose(1, 2), offs=ends[name]).float())
+    name = _name(ours.choose_tiling(TOKENS, n, experts, processors()))
+    return rates | {"chosen": rates[name], "chosen_ragged": rates[f"{name}_ragged"]}
 
 
 def quantize_per_row(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +245,7 @@ def wgrad(experts: int, n: int, k: int) -> dict[str, float]:
             f"ours{kind}": lambda i, a=a, b=b, o=offsets: grouped_scaled_outer(*a[i % 2], *b[i % 2], o),
         }
         exact = F.grouped_mm(grad[0].T, x[0], offs=offsets[1:]).float()
-        rates |= race(sides, 2e-12 * TOKENS * n * k, lambda exact=exact: exact)
+        rates |= race(sides, 2e-12 * TOKENS * n * k, lambda _, exact=exact: exact)
     return rates
 
 
@@ -225,17 +254,17 @@ def linear(m: int, n: int, k: int) -> dict[str, float]:
     x = [random(m, k).requires_grad_() for _ in range(2)]
     weight = random(n, k).requires_grad_()
     grad = random(m, n)
+    master = weight.detach().float().requires_grad_()
     layer = Fp8Layer("linear")
-    layer.codes(weight)
 
-    def step(forward: Callable[[Tensor], Tensor]) -> Side:
-        return lambda i: torch.autograd.grad(forward(x[i % 2]), (x[i % 2], weight), grad)[0]
+    def step(forward: Callable[[Tensor], Tensor], own: Tensor) -> Side:
+        return lambda i: torch.autograd.grad(forward(x[i % 2]), (x[i % 2], own), grad)[0]
 
     sides = {
-        "bf16": step(lambda t: F.linear(t, weight)),
-        "ours": step(lambda t: fp8_linear(t, weight, None, layer)),
+        "bf16": step(lambda t: F.linear(t, weight), weight),
+        "ours": step(lambda t: fp8_linear(t, master, None, layer), master),
     }
-    return race(sides, 6e-12 * m * n * k, lambda: grad.float() @ weight.detach().float())
+    return race(sides, 6e-12 * m * n * k, lambda _: grad.float() @ weight.detach().float())
 
 
 def quantisation(rows: int, width: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ shapes and values are the definitions'.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 from jaxtyping import Float, Float8e4m3fn, Int
 from torch import Tensor
@@ -13,6 +14,7 @@ from fathom.kernels.quant import AMAX_FLOOR, BLOCK, STRIP_FLOOR, WeightCodes, bl
 from fathom.kernels.triton.quant_kernels import columns_kernel, rows_kernel, weight_kernel
 
 REGISTERS = 128  # of a thread: two programs share a processor
+TILES = 4  # of one program
 ROWS_ALONE = 32  # rows of one program where no columns are wanted
 
 
@@ -68,7 +70,18 @@ def quantize_weight(weight: Float[Tensor, "*E O I"]) -> WeightCodes:
     scales = torch.empty(count, *grid, device=weight.device)
     scales_t = torch.empty(count, *reversed(grid), device=weight.device)
     weight_kernel[(grid[1], grid[0], count)](
-        matrices, codes, scales, codes_t, scales_t, rows, columns, codes.stride(1), codes_t.stride(1), AMAX_FLOOR
+        matrices,
+        codes,
+        scales,
+        codes_t,
+        scales_t,
+        rows,
+        columns,
+        codes.stride(1),
+        codes_t.stride(1),
+        AMAX_FLOOR,
+        num_warps=8,
+        maxnreg=REGISTERS,
     )
     leading = weight.shape[:-2]
     return WeightCodes(*(t.view(*leading, *t.shape[1:]) for t in (codes, scales, codes_t, scales_t)))
@@ -91,13 +104,19 @@ def _column_buffers(x: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
     return _codes(1, x.shape[1], strips * BLOCK, x.device)[0], scales[:, : x.shape[1]].T
 
 
+def _readable(x: Tensor) -> Tensor:
+    """x with its rows in one piece each, and more than a number apart: that would lead the compiler astray."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    return x if x.stride(0) > 1 else F.pad(x, (0, 15))[:, : x.shape[1]]
+
+
 def _launch_rows(
     x: Tensor, row_weight: Tensor | None, rows: tuple[Tensor, Tensor], power_of_two: bool, swiglu: bool
 ) -> None:
     codes, scales = rows
     if not codes.numel():
         return
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = _readable(x)
     rows_kernel[(-(-codes.shape[1] // BLOCK), -(-codes.shape[0] // ROWS_ALONE))](
         x,
         x if row_weight is None else row_weight,
@@ -124,11 +143,12 @@ def _launch_columns(
 ) -> None:
     if not x.numel():
         return
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = _readable(x)
     groups = 0 if offsets is None else len(offsets) - 1
     codes, scales = rows or columns
     codes_t, scales_t = columns
-    columns_kernel[(-(-x.shape[1] // BLOCK), scales_t.shape[1])](
+    tiles = TILES if groups else 1  # the search for a program's rows pays only for several tiles
+    columns_kernel[(-(-x.shape[1] // (BLOCK * tiles)), scales_t.shape[1])](
         x,
         codes,
         scales,
@@ -146,6 +166,7 @@ def _launch_columns(
         GROUP_LANES=triton.next_power_of_2(groups) if groups else 0,
         ROWS=rows is not None,
         POWER_OF_TWO=power_of_two,
+        TILES=tiles,
         num_warps=8,
         maxnreg=REGISTERS,
     )

@@ -10,6 +10,18 @@ import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+# Of a tile of 128 x 128 among 256 threads, and the same numbers in the same threads, but in the order of its columns.
+TILE = gl.constexpr(gl.BlockedLayout([8, 8], [8, 4], [2, 4], [1, 0]))
+TURNED = gl.constexpr(
+    gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [0, 4], [1, 0], [2, 0], [4, 0]],
+        lane_bases=[[8, 0], [16, 0], [0, 8], [0, 16], [0, 32]],
+        warp_bases=[[32, 0], [64, 0], [0, 64]],
+        block_bases=[],
+        shape=[128, 128],
+    )
+)
+
 
 @triton.jit
 def by_448(x):
@@ -74,19 +86,6 @@ def _larger(a, b):
 
 
 @gluon.jit
-def _scale(amax_bits, floor, POWER_OF_TWO: gl.constexpr):
-    """As `scale_of`, and the number to multiply by instead of dividing."""
-    amax = amax_bits.to(gl.float32, bitcast=True)
-    amax = gl.where(amax < floor, floor, amax)
-    scale = by_448(amax)
-    if POWER_OF_TWO:
-        bits = scale.to(gl.int32, bitcast=True)
-        rounded = (bits + 0x7FFFFF) & -0x800000
-        scale = gl.where(bits < 0x7F800000, rounded, bits).to(gl.float32, bitcast=True)
-    return scale, reciprocal(scale)
-
-
-@gluon.jit
 def _rows_of(block, offsets, count, groups, GROUP_LANES: gl.constexpr):
     """The first row of strip `block` and the end of its group; equal behind the last group."""
     if GROUP_LANES == 0:
@@ -114,65 +113,63 @@ def _plus(a, b):
 def columns_kernel(
     x, codes, scales, codes_t, scales_t, offsets, count, width, x_stride, codes_stride, scales_stride,
     codes_t_stride, scales_t_stride, groups, floor,
-    GROUP_LANES: gl.constexpr, ROWS: gl.constexpr, POWER_OF_TWO: gl.constexpr,
+    GROUP_LANES: gl.constexpr, ROWS: gl.constexpr, POWER_OF_TWO: gl.constexpr, TILES: gl.constexpr,
 ):  # fmt: skip
-    """One tile of 128 x 128 numbers of one group: read once, scaled along its columns, and along its rows if wanted."""
-    tile_layout: gl.constexpr = gl.BlockedLayout([8, 8], [8, 4], [2, 4], [1, 0])
-    # the same numbers in the same threads, but in the order of a column
-    turned_layout: gl.constexpr = gl.DistributedLinearLayout(
-        reg_bases=[[0, 1], [0, 2], [0, 4], [1, 0], [2, 0], [4, 0]],
-        lane_bases=[[8, 0], [16, 0], [0, 8], [0, 16], [0, 32]],
-        warp_bases=[[32, 0], [64, 0], [0, 64]],
-        block_bases=[],
-        shape=[128, 128],
-    )
-    strip, block = gl.program_id(0), gl.program_id(1)
+    """TILES tiles of 128 x 128 numbers of one group: read once, scaled along columns, and along rows if wanted."""
+    block = gl.program_id(1)
     first, last = _rows_of(block, offsets, count, groups, GROUP_LANES)
-    if first < last:
-        row = gl.arange(0, 128, gl.SliceLayout(1, tile_layout))
-        column = gl.arange(0, 128, gl.SliceLayout(0, tile_layout))
-        rows, columns = last - first, width - strip * 128
+    row = gl.arange(0, 128, gl.SliceLayout(1, TILE))
+    column = gl.arange(0, 128, gl.SliceLayout(0, TILE))
+    down = gl.arange(0, 128, gl.SliceLayout(1, TURNED))
+    across = gl.arange(0, 128, gl.SliceLayout(0, TURNED))
+    rows = last - first
+    # places within a tile are small: 32 bits, and a base in 64
+    place = gl.expand_dims(row * x_stride, 1) + gl.expand_dims(column, 0)
+    codes_place = gl.expand_dims(row * codes_stride, 1) + gl.expand_dims(column, 0)
+    turned_place = gl.expand_dims(down * codes_t_stride, 1) + gl.expand_dims(across, 0)
+    strips = gl.where(rows > 0, gl.cdiv(width, 128), 0)
+    for strip in range(gl.program_id(0) * TILES, min((gl.program_id(0) + 1) * TILES, strips)):
+        columns = width - strip * 128
         inside = gl.expand_dims(row < rows, 1) & gl.expand_dims(column < columns, 0)
-        # places within a tile are small: 32 bits, and a base in 64
-        x += first.to(gl.int64) * x_stride + strip * 128
-        place = gl.expand_dims(row * x_stride, 1) + gl.expand_dims(column, 0)
-        tile = gl.load(x + place, mask=inside, other=0.0).to(gl.float32)
-        size = tile.to(gl.int32, bitcast=True) & 0x7FFFFFFF
+        base = x + first.to(gl.int64) * x_stride + strip * 128
+        tile = gl.load(base + place, mask=inside, other=0.0).to(gl.float32)
+        size = magnitude(tile)
         if ROWS:
-            scale, inverse = _scale(gl.reduce(size, 1, _larger), floor, POWER_OF_TWO)
-            out = (tile * gl.expand_dims(inverse, 1)).to(gl.float8e4nv)
-            codes += first.to(gl.int64) * codes_stride + strip * 128
-            gl.store(codes + gl.expand_dims(row * codes_stride, 1) + gl.expand_dims(column, 0), out, mask=inside)
+            scale = scale_of(gl.reduce(size, 1, _larger), floor, POWER_OF_TWO)
+            out = (tile * gl.expand_dims(reciprocal(scale), 1)).to(gl.float8e4nv)
+            gl.store(codes + first.to(gl.int64) * codes_stride + strip * 128 + codes_place, out, mask=inside)
             gl.store(scales + strip.to(gl.int64) * scales_stride + first + row, scale, mask=row < rows)
-        scale, inverse = _scale(gl.reduce(size, 0, _larger), floor, POWER_OF_TWO)
-        turned = gl.convert_layout(gl.permute(tile * gl.expand_dims(inverse, 0), (1, 0)), turned_layout)
-        down = gl.arange(0, 128, gl.SliceLayout(1, turned_layout))
-        across = gl.arange(0, 128, gl.SliceLayout(0, turned_layout))
-        codes_t += strip.to(gl.int64) * 128 * codes_t_stride + block * 128
-        place = gl.expand_dims(down * codes_t_stride, 1) + gl.expand_dims(across, 0)
-        gl.store(codes_t + place, turned.to(gl.float8e4nv), mask=gl.expand_dims(down < columns, 1))
-        scales_t += block.to(gl.int64) * scales_t_stride + strip * 128
-        gl.store(scales_t + column, scale, mask=column < columns)
+        scale = scale_of(gl.reduce(size, 0, _larger), floor, POWER_OF_TWO)
+        out = gl.permute(tile * gl.expand_dims(reciprocal(scale), 0), (1, 0))
+        base = codes_t + strip.to(gl.int64) * 128 * codes_t_stride + block * 128
+        turned = gl.convert_layout(out, TURNED).to(gl.float8e4nv)
+        gl.store(base + turned_place, turned, mask=gl.expand_dims(down < columns, 1))
+        gl.store(scales_t + block.to(gl.int64) * scales_t_stride + strip * 128 + column, scale, mask=column < columns)
 
 
-@triton.jit
+@gluon.jit
 def weight_kernel(weight, codes, scales, codes_t, scales_t, rows, columns, codes_stride, codes_t_stride, floor):
     """One 128 x 128 block of one matrix, in both layouts."""
-    matrix = tl.program_id(2).to(tl.int64)
-    row = tl.program_id(1) * 128 + tl.arange(0, 128)
-    column = tl.program_id(0) * 128 + tl.arange(0, 128)
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    place = (matrix * rows + row)[:, None] * columns + column[None, :]
-    tile = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
-    amax = tl.max(tl.max(magnitude(tile), 1), 0)
-    scale = scale_of(tl.full((1,), 0, tl.int32) + amax, floor, False)
-    out = tl.div_rn(tile, tl.broadcast_to(scale[:, None], (128, 128))).to(tl.float8e4nv)
-    tl.store(codes + (matrix * rows + row)[:, None] * codes_stride + column[None, :], out, mask=inside)
-    at = (matrix * columns + column)[:, None] * codes_t_stride + row[None, :]
-    tl.store(codes_t + at, tl.trans(out), mask=(column < columns)[:, None] & (row < rows)[None, :])
-    one = tl.arange(0, 1)
-    grid_rows, grid_columns = tl.num_programs(1), tl.num_programs(0)
-    block = (matrix * grid_rows + tl.program_id(1)) * grid_columns + tl.program_id(0)
-    block_t = (matrix * grid_columns + tl.program_id(0)) * grid_rows + tl.program_id(1)
-    tl.store(scales + block + one, scale)
-    tl.store(scales_t + block_t + one, scale)
+    across, down, matrix = gl.program_id(0), gl.program_id(1), gl.program_id(2).to(gl.int64)
+    row = gl.arange(0, 128, gl.SliceLayout(1, TILE))
+    column = gl.arange(0, 128, gl.SliceLayout(0, TILE))
+    inside = gl.expand_dims(row < rows - down * 128, 1) & gl.expand_dims(column < columns - across * 128, 0)
+    weight += (matrix * rows + down * 128) * columns + across * 128
+    place = gl.expand_dims(row * columns, 1) + gl.expand_dims(column, 0)
+    tile = gl.load(weight + place, mask=inside, other=0.0).to(gl.float32)
+    scale = scale_of(gl.reduce(gl.reduce(magnitude(tile), 1, _larger), 0, _larger), floor, False)
+    inverse = reciprocal(scale)
+    out = tile * inverse
+    out = gl.fma(gl.fma(-out, scale, tile), inverse, out)  # the quotient, correctly rounded
+    codes += (matrix * rows + down * 128) * codes_stride + across * 128
+    place = gl.expand_dims(row * codes_stride, 1) + gl.expand_dims(column, 0)
+    gl.store(codes + place, out.to(gl.float8e4nv), mask=inside)
+    turned = gl.convert_layout(gl.permute(out, (1, 0)), TURNED).to(gl.float8e4nv)
+    row = gl.arange(0, 128, gl.SliceLayout(1, TURNED))
+    column = gl.arange(0, 128, gl.SliceLayout(0, TURNED))
+    inside = gl.expand_dims(row < columns - across * 128, 1) & gl.expand_dims(column < rows - down * 128, 0)
+    codes_t += (matrix * columns + across * 128) * codes_t_stride + down * 128
+    gl.store(codes_t + gl.expand_dims(row * codes_t_stride, 1) + gl.expand_dims(column, 0), turned, mask=inside)
+    grid_rows, grid_columns = gl.num_programs(1), gl.num_programs(0)
+    gl.store(scales + (matrix * grid_rows + down) * grid_columns + across, scale)
+    gl.store(scales_t + (matrix * grid_columns + across) * grid_rows + down, scale)

@@ -44,15 +44,21 @@ def start_product(a, b, zero):
 
 @gluon.jit
 def put_tile(out_desc, out_ptr, staging, tile, row, row_end, column, width, stride, HEIGHT: gl.constexpr):
-    """Write a tile of 64 rows at (row, column): by the copy engine, or row by row where it ends at `row_end`."""
+    """Write a tile of HEIGHT rows at (row, column): by the copy engine, or by rows where a group ends in it."""
     if row + HEIGHT <= row_end:
         tma.store_wait(0)
         staging.store(tile)
         fence_async_shared()
         tma.async_copy_shared_to_global(out_desc, [row, column], staging)
     elif row < row_end:
-        layout: gl.constexpr = tile.type.layout
-        r = row + gl.arange(0, HEIGHT, gl.SliceLayout(1, layout))
-        c = column + gl.arange(0, tile.type.shape[1], gl.SliceLayout(0, layout))
+        # through shared memory, so that every thread writes 16 bytes of a row
+        VECTOR: gl.constexpr = 128 // tile.dtype.primitive_bitwidth
+        LANES: gl.constexpr = 128 // VECTOR
+        by_rows: gl.constexpr = gl.BlockedLayout([1, VECTOR], [32 // LANES, LANES], [4, 1], [1, 0])
+        tma.store_wait(0)
+        staging.store(tile)
+        r = row + gl.arange(0, HEIGHT, gl.SliceLayout(1, by_rows))
+        c = column + gl.arange(0, 128, gl.SliceLayout(0, by_rows))
         at = gl.expand_dims(r.to(gl.int64) * stride, 1) + gl.expand_dims(c, 0)
-        gl.store(out_ptr + at, tile, mask=gl.expand_dims(r < row_end, 1) & gl.expand_dims(c < width, 0))
+        inside = gl.expand_dims(r < row_end, 1) & gl.expand_dims(c < width, 0)
+        gl.store(out_ptr + at, staging.load(by_rows), mask=inside)

@@ -113,6 +113,16 @@ def _sum_strips(
 
 
 @gluon.jit
+def _let_pass(full, empty, strips, slot, phase, STAGES: gl.constexpr):
+    """Hand every stage of a tile back unread."""
+    for _ in range(strips):
+        mbarrier.wait(full.index(slot), phase)
+        mbarrier.arrive(empty.index(slot), count=1)
+        slot, phase = following(slot, phase, STAGES)
+    return slot, phase
+
+
+@gluon.jit
 def _consume(
     out, shared, barriers, work,
     READER: gl.constexpr, READERS: gl.constexpr, STAGES: gl.constexpr, BAND: gl.constexpr,
@@ -134,9 +144,14 @@ def _consume(
     while group < groups:
         down, across = tile_at(t - base, gl.cdiv(last - first, TALL), tiles_across, BAND)
         block = (group * tiles_across + across) * strips
-        total, slot, phase = _sum_strips(shared, full, empty, strips, block, slot, phase, READER, READERS, STAGES, mma)
         row = first + down * TALL + READER * 64
-        put_tile(out_desc, out_ptr, staging, total.to(out_desc.dtype), row, last, across * 128, N, out_stride, 64)
+        if row < last:
+            total, slot, phase = _sum_strips(
+                shared, full, empty, strips, block, slot, phase, READER, READERS, STAGES, mma
+            )
+            put_tile(out_desc, out_ptr, staging, total.to(out_desc.dtype), row, last, across * 128, N, out_stride, 64)
+        else:  # the group ends above these rows: the tensor cores belong to the others
+            slot, phase = _let_pass(full, empty, strips, slot, phase, STAGES)
         t += processors
         group, base, first, last = _seek(offsets, t, group, base, first, last, tiles_across, groups, TALL)
     tma.store_wait(0)

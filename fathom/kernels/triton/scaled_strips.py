@@ -53,6 +53,14 @@ def _produce(
 
 
 @gluon.jit
+def _scales(s_s, q_s, slot, READER: gl.constexpr, mma: gl.constexpr):
+    """What each place of the tile is multiplied by after this strip."""
+    rows = gl.expand_dims(s_s.index(slot * 2 + READER).load(gl.SliceLayout(1, mma)), 1)
+    columns = gl.expand_dims(q_s.index(slot).load(gl.SliceLayout(0, mma)), 0)
+    return rows * columns
+
+
+@gluon.jit
 def _consume(out, shared, barriers, work, READER: gl.constexpr, STAGES: gl.constexpr, BAND: gl.constexpr):
     """One group of warps: its 64 rows of every tile that comes by."""
     out_desc, out_ptr, out_s, out_stride = out
@@ -71,14 +79,27 @@ def _consume(out, shared, barriers, work, READER: gl.constexpr, STAGES: gl.const
         at, strip, strips = _walk(offsets, t // tiles, at, strip, strips)
         down, across = tile_at(t % tiles, tiles_down, tiles_across, BAND)
         total = gl.zeros([64, 128], gl.float32, mma)
-        for _ in range(strips):
+        for _ in range(strips // 2):
+            # no product may be in flight at the end of a turn: the compiler would wait for each at once
+            mbarrier.wait(full.index(slot), phase)
+            first = start_product(a_s.index(slot * 2 + READER), b_s.index(slot), zero)
+            first_slot = slot
+            slot, phase = following(slot, phase, STAGES)
+            mbarrier.wait(full.index(slot), phase)
+            second = start_product(a_s.index(slot * 2 + READER), b_s.index(slot), zero)
+            done = warpgroup_mma_wait(1, deps=[first])
+            total += done * _scales(s_s, q_s, first_slot, READER, mma)
+            mbarrier.arrive(empty.index(first_slot), count=1)
+            done = warpgroup_mma_wait(0, deps=[second])
+            total += done * _scales(s_s, q_s, slot, READER, mma)
+            mbarrier.arrive(empty.index(slot), count=1)
+            slot, phase = following(slot, phase, STAGES)
+        if strips % 2 == 1:
             mbarrier.wait(full.index(slot), phase)
             started = start_product(a_s.index(slot * 2 + READER), b_s.index(slot), zero)
-            row_scale = gl.expand_dims(s_s.index(slot * 2 + READER).load(gl.SliceLayout(1, mma)), 1)
-            column_scale = gl.expand_dims(q_s.index(slot).load(gl.SliceLayout(0, mma)), 0)
             done = warpgroup_mma_wait(0, deps=[started])
+            total += done * _scales(s_s, q_s, slot, READER, mma)
             mbarrier.arrive(empty.index(slot), count=1)
-            total += done * (row_scale * column_scale)
             slot, phase = following(slot, phase, STAGES)
         row = at * M + down * 128 + READER * 64
         put_tile(out_desc, out_ptr, staging, total, row, (at + 1) * M, across * 128, N, out_stride, 64)

@@ -88,7 +88,7 @@ def compile_all() -> dict[str, str]:
     columns = {"x": "*bf16", "codes": "*fp8e4nv", "scales": "*fp32", "codes_t": "*fp8e4nv", "scales_t": "*fp32"}
     columns |= {"offsets": "*i32", "floor": "fp32"}
     outer = {"STAGES": 4, "BAND": 8, "REGISTERS": 232}
-    tile = {"GROUP_LANES": 64, "ROWS": True, "POWER_OF_TWO": False}
+    tile = {"GROUP_LANES": 64, "ROWS": True, "POWER_OF_TWO": False, "TILES": quant.TILES}
     return {
         "blocks, 128 rows": with_blocks(scaled.SMALL),
         "blocks, one group": with_blocks(scaled.SMALL, groups=1),
