@@ -25,7 +25,7 @@ from fathom.kernels.quant import (
     quantize_swiglu,
     quantize_weight,
 )
-from fathom.kernels.scaled import grouped_scaled_outer, scaled_product
+from fathom.kernels.scaled import grouped_scaled_outer
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +162,11 @@ def dense_wgrad(n: int, k: int) -> dict[str, float]:
     grad, x = [random(ROWS, n) for _ in range(SETS)], [random(ROWS, k) for _ in range(SETS)]
     a, b = [quantize_columns(t) for t in grad], [quantize_columns(t) for t in x]
     strips = ScalingType.BlockWise1x128
+    bounds = torch.tensor([0, ROWS], dtype=torch.int32, device="cuda")
     sides: dict[str, Side] = {
         "bf16": lambda i: grad[i].T @ x[i],
         "scaled_mm": lambda i: torch_scaled_mm(*a[i], *b[i], strips, torch.float32),
-        "ours": lambda i: scaled_product(*a[i], *b[i]),
+        "ours": lambda i: grouped_scaled_outer(*a[i], *b[i], bounds)[0],
     }
     return race(sides, 2e-12 * ROWS * n * k, lambda _: grad[0].float().T @ x[0].float())
 

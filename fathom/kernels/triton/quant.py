@@ -14,7 +14,6 @@ from fathom.kernels.quant import AMAX_FLOOR, BLOCK, STRIP_FLOOR, WeightCodes, bl
 from fathom.kernels.triton.quant_kernels import columns_kernel, rows_kernel, weight_kernel
 
 REGISTERS = 128  # of a thread: two programs share a processor
-TILES = 4  # of one program
 ROWS_ALONE = 32  # rows of one program where no columns are wanted
 
 
@@ -147,8 +146,7 @@ def _launch_columns(
     groups = 0 if offsets is None else len(offsets) - 1
     codes, scales = rows or columns
     codes_t, scales_t = columns
-    tiles = TILES if groups else 1  # the search for a program's rows pays only for several tiles
-    columns_kernel[(-(-x.shape[1] // (BLOCK * tiles)), scales_t.shape[1])](
+    columns_kernel[(-(-x.shape[1] // BLOCK), scales_t.shape[1])](
         x,
         codes,
         scales,
@@ -166,7 +164,6 @@ def _launch_columns(
         GROUP_LANES=triton.next_power_of_2(groups) if groups else 0,
         ROWS=rows is not None,
         POWER_OF_TWO=power_of_two,
-        TILES=tiles,
         num_warps=8,
         maxnreg=REGISTERS,
     )

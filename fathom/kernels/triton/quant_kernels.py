@@ -109,14 +109,14 @@ def _plus(a, b):
     return a + b
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["count"])  # where it is known that rows are empty, garbage is packed beside their zeros
 def columns_kernel(
     x, codes, scales, codes_t, scales_t, offsets, count, width, x_stride, codes_stride, scales_stride,
     codes_t_stride, scales_t_stride, groups, floor,
-    GROUP_LANES: gl.constexpr, ROWS: gl.constexpr, POWER_OF_TWO: gl.constexpr, TILES: gl.constexpr,
+    GROUP_LANES: gl.constexpr, ROWS: gl.constexpr, POWER_OF_TWO: gl.constexpr,
 ):  # fmt: skip
-    """TILES tiles of 128 x 128 numbers of one group: read once, scaled along columns, and along rows if wanted."""
-    block = gl.program_id(1)
+    """One tile of 128 x 128 numbers of one group: read once, scaled along its columns, and along its rows if wanted."""
+    strip, block = gl.program_id(0), gl.program_id(1)
     first, last = _rows_of(block, offsets, count, groups, GROUP_LANES)
     row = gl.arange(0, 128, gl.SliceLayout(1, TILE))
     column = gl.arange(0, 128, gl.SliceLayout(0, TILE))
@@ -127,12 +127,11 @@ def columns_kernel(
     place = gl.expand_dims(row * x_stride, 1) + gl.expand_dims(column, 0)
     codes_place = gl.expand_dims(row * codes_stride, 1) + gl.expand_dims(column, 0)
     turned_place = gl.expand_dims(down * codes_t_stride, 1) + gl.expand_dims(across, 0)
-    strips = gl.where(rows > 0, gl.cdiv(width, 128), 0)
-    for strip in range(gl.program_id(0) * TILES, min((gl.program_id(0) + 1) * TILES, strips)):
+    if rows > 0:
         columns = width - strip * 128
         inside = gl.expand_dims(row < rows, 1) & gl.expand_dims(column < columns, 0)
-        base = x + first.to(gl.int64) * x_stride + strip * 128
-        tile = gl.load(base + place, mask=inside, other=0.0).to(gl.float32)
+        x += first.to(gl.int64) * x_stride + strip * 128
+        tile = gl.load(x + place, mask=inside, other=0.0).to(gl.float32)
         size = magnitude(tile)
         if ROWS:
             scale = scale_of(gl.reduce(size, 1, _larger), floor, POWER_OF_TWO)
@@ -141,9 +140,9 @@ def columns_kernel(
             gl.store(scales + strip.to(gl.int64) * scales_stride + first + row, scale, mask=row < rows)
         scale = scale_of(gl.reduce(size, 0, _larger), floor, POWER_OF_TWO)
         out = gl.permute(tile * gl.expand_dims(reciprocal(scale), 0), (1, 0))
-        base = codes_t + strip.to(gl.int64) * 128 * codes_t_stride + block * 128
         turned = gl.convert_layout(out, TURNED).to(gl.float8e4nv)
-        gl.store(base + turned_place, turned, mask=gl.expand_dims(down < columns, 1))
+        codes_t += strip.to(gl.int64) * 128 * codes_t_stride + block * 128
+        gl.store(codes_t + turned_place, turned, mask=gl.expand_dims(down < columns, 1))
         gl.store(scales_t + block.to(gl.int64) * scales_t_stride + strip * 128 + column, scale, mask=column < columns)
 
 
