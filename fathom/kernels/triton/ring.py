@@ -37,15 +37,6 @@ def open_barriers(full, empty, STAGES: gl.constexpr, READERS: gl.constexpr):
 
 
 @gluon.jit
-def open_lead(lead):
-    """The barrier at which the second group of warps waits, once, until the first is ahead of it.
-
-    Half a tile apart, one group has products for the tensor cores while the other writes its results.
-    """
-    mbarrier.init(lead.index(0), count=1)
-
-
-@gluon.jit
 def start_product(a, b, zero):
     """Set 64 x N x 128 going on the tensor cores, from a sum of zero."""
     return warpgroup_mma(a, b.permute((1, 0)), zero, use_acc=False, is_async=True)

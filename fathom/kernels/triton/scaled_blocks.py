@@ -9,7 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
 
-from fathom.kernels.triton.ring import following, open_barriers, open_lead, put_tile, start_product, tile_at
+from fathom.kernels.triton.ring import following, open_barriers, put_tile, start_product, tile_at
 
 
 @gluon.jit
@@ -30,7 +30,7 @@ def _produce(
     descs, shared, barriers, work, scales_stride, READERS: gl.constexpr, STAGES: gl.constexpr, BAND: gl.constexpr
 ):  # fmt: skip
     """Fill stages, tile after tile."""
-    full, empty, _ = barriers
+    full, empty = barriers
     offsets, N, K, groups, processors = work
     a_desc, b_desc, s_desc, q_desc = descs
     a_s, b_s, s_s, q_s = shared
@@ -73,12 +73,11 @@ def _scale(s_s, q_s, slot, block, READER: gl.constexpr, READERS: gl.constexpr, l
 
 @gluon.jit
 def _sum_strips(
-    shared, barriers, strips, block, slot, phase, is_first,
+    shared, full, empty, strips, block, slot, phase,
     READER: gl.constexpr, READERS: gl.constexpr, STAGES: gl.constexpr, mma: gl.constexpr,
 ):  # fmt: skip
     """The 64 x 128 sum of one tile's strips in float32, and the stage that comes after."""
     a_s, b_s, s_s, q_s = shared
-    full, empty, lead = barriers
     rows: gl.constexpr = gl.SliceLayout(1, mma)
     zero = gl.zeros([64, 128], gl.float32, mma)
     total = gl.zeros([64, 128], gl.float32, mma)
@@ -102,8 +101,6 @@ def _sum_strips(
             mbarrier.arrive(empty.index(slot), count=1)
             total += done * second_scale
             slot, phase = following(slot, phase, STAGES)
-            if READER == 0:
-                mbarrier.arrive(lead.index(0), count=1, pred=is_first & (pair == 0))
     for single in range(strips - singles, strips):
         mbarrier.wait(full.index(slot), phase)
         started = start_product(a_s.index(slot * READERS + READER), b_s.index(slot), zero)
@@ -112,8 +109,6 @@ def _sum_strips(
         mbarrier.arrive(empty.index(slot), count=1)
         total += done * scale
         slot, phase = following(slot, phase, STAGES)
-    if READER == 0:
-        mbarrier.arrive(lead.index(0), count=1, pred=is_first & (strips < 2))
     return total, slot, phase
 
 
@@ -134,7 +129,7 @@ def _consume(
 ):  # fmt: skip
     """One group of warps: its 64 rows of every tile that comes by."""
     out_desc, out_ptr, out_s, out_stride = out
-    full, empty, lead = barriers
+    full, empty = barriers
     offsets, N, K, groups, processors = work
     TALL: gl.constexpr = 64 * READERS
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
@@ -150,11 +145,9 @@ def _consume(
         down, across = tile_at(t - base, gl.cdiv(last - first, TALL), tiles_across, BAND)
         block = (group * tiles_across + across) * strips
         row = first + down * TALL + READER * 64
-        if READER == 1 and READERS == 2:
-            mbarrier.wait(lead.index(0), 0)  # passed once, it stays open
         if row < last:
             total, slot, phase = _sum_strips(
-                shared, barriers, strips, block, slot, phase, t == gl.program_id(0), READER, READERS, STAGES, mma
+                shared, full, empty, strips, block, slot, phase, READER, READERS, STAGES, mma
             )
             put_tile(out_desc, out_ptr, staging, total.to(out_desc.dtype), row, last, across * 128, N, out_stride, 64)
         else:  # the group ends above these rows: the tensor cores belong to the others
@@ -178,13 +171,11 @@ def blocks_kernel(
     out_s = gl.allocate_shared_memory(out_desc.dtype, [READERS, 64, 128], out_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    lead = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
-    open_lead(lead)
     open_barriers(full, empty, STAGES, READERS)
     descs = (a_desc, b_desc, s_desc, q_desc)
     filled = (a_s, b_s, s_s, q_s)
     read = (a_s, b_s, s_s, q_s._reinterpret(gl.float32, [STAGES * 32, 1], plain))
-    barriers = (full, empty, lead)
+    barriers = (full, empty)
     out = (out_desc, out_ptr, out_s, out_stride)
     work = (offsets, N, K, groups, processors)
     if READERS == 2:

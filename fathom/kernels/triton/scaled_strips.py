@@ -8,7 +8,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
 
-from fathom.kernels.triton.ring import following, open_barriers, open_lead, put_tile, start_product, tile_at
+from fathom.kernels.triton.ring import following, open_barriers, put_tile, start_product, tile_at
 
 
 @gluon.jit
@@ -26,7 +26,7 @@ def _produce(
     descs, shared, barriers, work, a_scales_stride, b_scales_stride, STAGES: gl.constexpr, BAND: gl.constexpr
 ):  # fmt: skip
     """Fill stages, tile after tile."""
-    full, empty, _ = barriers
+    full, empty = barriers
     offsets, M, N, groups, processors = work
     a_desc, b_desc, s_desc, q_desc = descs
     a_s, b_s, s_s, q_s = shared
@@ -64,7 +64,7 @@ def _scales(s_s, q_s, slot, READER: gl.constexpr, mma: gl.constexpr):
 def _consume(out, shared, barriers, work, READER: gl.constexpr, STAGES: gl.constexpr, BAND: gl.constexpr):
     """One group of warps: its 64 rows of every tile that comes by."""
     out_desc, out_ptr, out_s, out_stride = out
-    full, empty, lead = barriers
+    full, empty = barriers
     offsets, M, N, groups, processors = work
     a_s, b_s, s_s, q_s = shared
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
@@ -79,9 +79,7 @@ def _consume(out, shared, barriers, work, READER: gl.constexpr, STAGES: gl.const
         at, strip, strips = _walk(offsets, t // tiles, at, strip, strips)
         down, across = tile_at(t % tiles, tiles_down, tiles_across, BAND)
         total = gl.zeros([64, 128], gl.float32, mma)
-        if READER == 1:
-            mbarrier.wait(lead.index(0), 0)  # passed once, it stays open
-        for pair in range(strips // 2):
+        for _ in range(strips // 2):
             # no product may be in flight at the end of a turn: the compiler would wait for each at once
             mbarrier.wait(full.index(slot), phase)
             first = start_product(a_s.index(slot * 2 + READER), b_s.index(slot), zero)
@@ -96,8 +94,6 @@ def _consume(out, shared, barriers, work, READER: gl.constexpr, STAGES: gl.const
             total += done * _scales(s_s, q_s, slot, READER, mma)
             mbarrier.arrive(empty.index(slot), count=1)
             slot, phase = following(slot, phase, STAGES)
-            if READER == 0:
-                mbarrier.arrive(lead.index(0), count=1, pred=(t == gl.program_id(0)) & (pair == 0))
         if strips % 2 == 1:
             mbarrier.wait(full.index(slot), phase)
             started = start_product(a_s.index(slot * 2 + READER), b_s.index(slot), zero)
@@ -105,8 +101,6 @@ def _consume(out, shared, barriers, work, READER: gl.constexpr, STAGES: gl.const
             total += done * _scales(s_s, q_s, slot, READER, mma)
             mbarrier.arrive(empty.index(slot), count=1)
             slot, phase = following(slot, phase, STAGES)
-        if READER == 0:
-            mbarrier.arrive(lead.index(0), count=1, pred=(t == gl.program_id(0)) & (strips < 2))
         row = at * M + down * 128 + READER * 64
         put_tile(out_desc, out_ptr, staging, total, row, (at + 1) * M, across * 128, N, out_stride, 64)
         t += processors
@@ -127,12 +121,10 @@ def strips_kernel(
     out_s = gl.allocate_shared_memory(out_desc.dtype, [2, 64, 128], out_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    lead = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
-    open_lead(lead)
     open_barriers(full, empty, STAGES, 2)
     descs = (a_desc, b_desc, s_desc, q_desc)
     shared = (a_s, b_s, s_s, q_s)
-    barriers = (full, empty, lead)
+    barriers = (full, empty)
     out = (out_desc, out_ptr, out_s, out_stride)
     work = (offsets, M, N, groups, processors)
     gl.warp_specialize(
