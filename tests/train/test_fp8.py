@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from fathom.config import Config, TrainConfig
@@ -96,3 +97,10 @@ def test_the_precision_is_a_field_of_the_stage() -> None:
     assert Config().pretrain.precision == "plain"
     model = build()
     assert not list(fp8_layers(model))
+
+
+def test_other_precisions_are_refused() -> None:
+    with pytest.raises(ValueError, match="precision='int8' is unknown; choose one of plain, fp8"):
+        TrainConfig(precision="int8")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"train.fp8_least_cosine=1.5 lies outside \[0, 1\]"):
+        TrainConfig(fp8_least_cosine=1.5)

@@ -149,7 +149,7 @@ def _suits_torch(codes: Tensor, scales: Tensor | None = None) -> bool:
     """Whether torch's own product takes codes, and the scales of their strips, as they lie."""
     rows, width = codes.shape
     in_columns = scales is None or (scales.stride(0) == 1 and (scales.shape[1] == 1 or scales.stride(1) == rows))
-    return in_columns and rows % 16 == 0 and width % BLOCK == 0 and codes.stride() == (width, 1)
+    return in_columns and rows > 0 and rows % 16 == 0 and width % BLOCK == 0 and codes.stride() == (width, 1)
 
 
 def choose_tiling(rows: int, columns: int, groups: int, processors: int) -> Tiling:
