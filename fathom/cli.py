@@ -260,7 +260,7 @@ def bench(
         Literal["transformers", "trl", "none"], arg(help="library to run beside it: same shape, rows and tokens")
     ] = "none",
 ) -> None:
-    """Measure speed, alone or beside a peer library, memory beside its plan, or FP8 kernels on a GPU.
+    """Measure speed beside a peer library, memory beside its plan, or FP8 kernels on a GPU.
 
     Ends in one line of JSON. Peers need the extra: pip install 'fathomlm[peers]'.
 
