@@ -259,7 +259,7 @@ def import_(
 
 def bench(
     what: Annotated[
-        Positional[Literal["train", "decode", "rollout", "memory", "attention", "speculation"]],
+        Positional[Literal["train", "decode", "rollout", "memory", "speculation", "attention", "gemm"]],
         arg(help="what to measure"),
     ],
     peer: Annotated[
@@ -277,8 +277,7 @@ def bench(
     int8: Annotated[bool | None, arg(help="decode: weights of 8 bits, on a CPU")] = None,
     run: Annotated[Path | None, arg(help="speculation: a run or checkpoint whose model has an MTP module")] = None,
 ) -> None:
-    """Measure speed, alone or beside a peer library, memory beside its plan, drafts beside their formula, or
-    attention.
+    """Measure speed, alone or beside a peer library, memory beside its plan, drafts beside their formula, or kernels.
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
     reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'.
@@ -306,6 +305,23 @@ def bench(
     print(json.dumps(measured))
 
 
+def unlocks(
+    card: Annotated[Positional[Literal["fp8-accumulation"]], arg(help="which claim to put to the test")],
+    device: Annotated[Literal["auto", "cpu", "cuda"], arg(help="auto takes a GPU where there is one")] = "auto",
+) -> None:
+    """Put a claim of the DeepSeek reports to the test on this machine.
+
+    Prints the claim, its published figure and what is measured here, and ends in one line of JSON. On a CPU the
+    hardware is modelled; on a GPU the model stands beside the real one.
+
+    Example: fathom unlocks fp8-accumulation
+    """
+    from fathom.parallel.world import choose_device
+
+    found = import_module(f"fathom.unlocks.{card.replace('-', '_')}").main(choose_device(device))
+    print(found.text(), json.dumps(found.figures), sep="\n")
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
@@ -320,6 +336,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "import": import_,
     "bench": bench,
+    "unlocks": unlocks,
 }
 RESUMABLE = ("pretrain", "sft", "grpo")
 

@@ -5,13 +5,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fathom.kernels import gemm
+from fathom.kernels.fp8 import Fp8Layer
+from fathom.kernels.fp8_linear import fp8_linear
 from fathom.kernels.norm import rms_norm
 
 
 class Linear(nn.Linear):
-    """torch's linear map, by the faster product of this processor."""
+    """torch's linear map, by the faster product of this processor, or with FP8 inputs."""
+
+    fp8: Fp8Layer | None = None  # set by `precision.use_fp8`
 
     def forward(self, input: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        if self.fp8 is not None:
+            return fp8_linear(input, self.weight, self.bias, self.fp8)
         return gemm.linear(input, self.weight, self.bias)
 
 

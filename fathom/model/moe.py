@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fathom.config import ModelConfig
+from fathom.kernels.fp8 import Fp8Layer
+from fathom.kernels.fp8_experts import fp8_grouped_swiglu
 from fathom.kernels.grouped import grouped_swiglu
 from fathom.kernels.router import choose_experts, expert_load, gate_weights, router_scores, sequence_balance_loss
 from fathom.model.ffn import SwiGLU
@@ -53,6 +55,8 @@ class Router(nn.Module):
 class MoE(nn.Module):
     """Every token passes the shared experts and its K routed ones."""
 
+    fp8: Fp8Layer | None = None  # set by `precision.use_fp8`
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         c = config.moe
@@ -66,7 +70,10 @@ class MoE(nn.Module):
     def forward(self, x: Float[Tensor, "B T D"], trace: RoutingTrace | None = None) -> Float[Tensor, "B T D"]:
         tokens = x.flatten(0, 1)
         scores, experts, weights = self.router(tokens)
-        out = grouped_swiglu(tokens, experts, weights, self.gate_up, self.down).view_as(x)
+        if self.fp8 is None:
+            out = grouped_swiglu(tokens, experts, weights, self.gate_up, self.down).view_as(x)
+        else:
+            out = fp8_grouped_swiglu(tokens, experts, weights, self.gate_up, self.down, self.fp8).view_as(x)
         if trace is not None:
             self._note(trace, scores.view(*x.shape[:2], -1), experts)
         return out if self.shared is None else out + self.shared(x)

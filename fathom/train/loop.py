@@ -9,13 +9,15 @@ import torch
 from fathom.checkpoint.state import list_checkpoints, load_state, load_weights, save_checkpoint
 from fathom.config import TrainConfig
 from fathom.model import Transformer
+from fathom.model.precision import fp8_layers, use_fp8
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
 from fathom.runs import Run
 from fathom.text.packing import Batch
 from fathom.train import schedule
-from fathom.train.loss import Denominators, language_losses
+from fathom.train.loss import Denominators, Losses, language_losses
 from fathom.train.metrics import balance_metrics, peak_flops
+from fathom.train.microscope import Limits, examine, fall_back, summarise
 from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from fathom.train.step import Rates, StepReport, TrainState, train_step
 
@@ -47,6 +49,8 @@ def train_language(
     so an interrupted run repeats exactly what an unbroken one does. `validation` batches are this process's too.
     """
     state = resume(place, TrainState.start(model, config.optimizer))
+    in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
+    fall_back(model, state.fallbacks)
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
     while state.step < config.steps:
         started = time.perf_counter()
@@ -56,22 +60,41 @@ def train_language(
         denominators = Denominators.of(micro_batches, len(model.mtp), place.world)
         weight = schedule.mtp_weight(config.schedule, step, config.steps)
         rates = rates_of(config, model, step)
-        report = train_step(
-            state,
-            micro_batches,
-            lambda b: language_losses(model, b, denominators, weight, place.world.device, mask_documents),  # noqa: B023
-            rates,
-            place.world,
-            place.dtype,
-        )
+
+        def losses_of(batch: Batch, denominators: Denominators = denominators, weight: float = weight) -> Losses:
+            return language_losses(model, batch, denominators, weight, place.world.device, mask_documents)
+
+        looked = examine_fp8(state, config, place, losses_of, micro_batches[0]) if in_fp8 else {}
+        report = train_step(state, micro_batches, losses_of, rates, place.world, place.dtype)
         state.step += 1
-        metrics: dict[str, object] = {**language_metrics(report), "lr": rates.lr, "rows": int(denominators.rows)}
+        metrics: dict[str, object] = {
+            **language_metrics(report),
+            "lr": rates.lr,
+            "rows": int(denominators.rows),
+            **looked,
+        }
         tokens = denominators.rows * micro_batches[0].tokens.shape[1]
         metrics |= speed_metrics(tokens, time.perf_counter() - started, flops_per_token[weight > 0], place.world)
         if config.validate_every and validation and state.step % config.validate_every == 0:
             metrics["validation_loss"] = validation_loss(model, validation, place, mask_documents)
         finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps)
     return state
+
+
+def examine_fp8(
+    state: TrainState, config: TrainConfig, place: Place, losses_of: Callable[[Batch], Losses], batch: Batch
+) -> dict[str, object]:
+    """Where a comparison with the step without FP8 is due: its metrics; layers that drift have fallen back."""
+    if not config.fp8_check_every or state.step % config.fp8_check_every or not any(fp8_layers(state.model)):
+        return {}
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(place.world.device.type, place.dtype, enabled=place.dtype != torch.float32):
+            return losses_of(batch).total
+
+    findings = examine(state.model, loss, place.world, Limits(cosine=config.fp8_least_cosine))
+    state.fallbacks |= {finding.layer: finding.fallback for finding in findings if finding.fallback}
+    return summarise(findings)
 
 
 def rates_of(config: TrainConfig, model: Transformer, step: int) -> Rates:
@@ -122,8 +145,9 @@ def finish_step(
             tensors = {f"optimizer.{name}": t for name, t in optimizer_tensors(state.optimizer).items()}
             for name, copy in state.copies.items():
                 tensors |= {f"{name}.{index}": tensor for index, tensor in enumerate(copy)}
+            kept = {"stage": place.stage, "fallbacks": state.fallbacks}
             directory = place.run.checkpoint_dir(place.stage)
-            save_checkpoint(directory, state.step, state.model, tensors, {"stage": place.stage}, keep)
+            save_checkpoint(directory, state.step, state.model, tensors, kept, keep)
 
 
 def resume(place: Place, state: TrainState) -> TrainState:
@@ -138,7 +162,7 @@ def resume(place: Place, state: TrainState) -> TrainState:
             parts.setdefault(kind, {})[rest] = tensor.to(place.world.device)
         load_optimizer_tensors(state.optimizer, parts.pop("optimizer"))
         state.copies = {kind: [copy[str(i)] for i in range(len(copy))] for kind, copy in parts.items()}
-        state.step = values["step"]
+        state.step, state.fallbacks = values["step"], values.get("fallbacks", {})
     if place.world.is_main:
         place.run.truncate_metrics(place.stage, state.step)
     place.world.barrier()

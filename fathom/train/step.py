@@ -12,6 +12,7 @@ from fathom.config import OptimizerConfig
 from fathom.model import Transformer, update_selection_bias
 from fathom.parallel.world import World
 from fathom.train.loss import Losses
+from fathom.train.microscope import Fallback
 from fathom.train.optimizer import build_optimizer
 
 M = TypeVar("M")
@@ -26,6 +27,7 @@ class TrainState:
     step: int = 0
     # "ema", "reference": weights apart, selection biases included, in the order of the model's state_dict
     copies: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
+    fallbacks: dict[str, Fallback] = field(default_factory=dict[str, Fallback])  # layers that FP8 was taken from
 
     @staticmethod
     def start(model: Transformer, config: OptimizerConfig) -> "TrainState":
@@ -93,6 +95,7 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = rates.lr
     state.optimizer.step()
+    torch.autograd.graph.increment_version(parameters)  # fused AdamW does not, and FP8 codes are kept by version
     state.optimizer.zero_grad(set_to_none=False)  # one buffer a gradient for the whole run
     stacked = torch.stack(loads) if loads else torch.zeros(0, 0)
     if rates.bias_speed and loads:

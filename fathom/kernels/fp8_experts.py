@@ -1,0 +1,123 @@
+"""The routed experts with FP8 inputs to all their products (V3 3.3)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fathom.kernels.fp8 import Fp8Layer
+from fathom.kernels.gemm import outer
+from fathom.kernels.quant import (
+    dequantize_rows,
+    quantize_columns,
+    quantize_rows,
+    quantize_rows_and_columns,
+    quantize_swiglu,
+    swiglu,
+)
+from fathom.kernels.scaled import grouped_scaled_outer, grouped_scaled_product
+
+
+def fp8_grouped_swiglu(
+    x: Float[Tensor, "N D"],
+    experts: Int[Tensor, "N K"],
+    weights: Float[Tensor, "N K"],
+    gate_up: Float[Tensor, "E M2 D"],
+    down: Float[Tensor, "E D M"],
+    layer: Fp8Layer,
+) -> Float[Tensor, "N D"]:
+    """`grouped_swiglu` as V3 computes it: sum over a token's K experts of weight * down(silu(gate x) * up x).
+
+    Tokens on their way to the experts, and gradients on their way back, have scales that are powers of two. Kept
+    for the backward pass are the tokens and the input of the activation, both in FP8; the activation is computed
+    again. Results are in the precision of x, or of autocast where that is on; gradients of the weights are float32.
+    Raises RuntimeError where a number is infinite or NaN, naming the tensor.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    order = experts.flatten().argsort(stable=True)
+    load = torch.bincount(experts.flatten(), minlength=gate_up.shape[0])
+    offsets = F.pad(load.cumsum(0), (1, 0)).int()
+    return _Fp8Experts.apply(x, weights, gate_up, down, order, offsets, layer, dtype)  # pyright: ignore[reportReturnType]
+
+
+class _Fp8Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        order: Tensor,
+        offsets: Tensor,
+        layer: Fp8Layer,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        w_in, w_out = layer.codes(gate_up), layer.codes(down)
+        token = order // weights.shape[1]
+        row_weight = weights.flatten().index_select(0, order)
+        rows = x.index_select(0, token)
+        codes, scales, *kept = quantize_rows_and_columns(rows, offsets, power_of_two=True)
+        layer.check("input", rows, codes, scales)
+        hidden = grouped_scaled_product(codes, scales, w_in.codes, w_in.scales, offsets, dtype)
+        codes, scales = quantize_swiglu(hidden, row_weight)
+        layer.check("activation", hidden if layer.watch is None else swiglu(hidden, row_weight), codes, scales)
+        out = grouped_scaled_product(codes, scales, w_out.codes, w_out.scales, offsets, dtype)
+        if not layer.fp8_wgrad:
+            kept = [rows]
+        ctx.save_for_backward(*quantize_rows(hidden), row_weight, order, token, offsets, *kept)
+        ctx.layer, ctx.weights, ctx.dtype, ctx.chosen = layer, (w_in, w_out), dtype, weights.shape
+        return torch.zeros_like(x).index_add_(0, token, out.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        layer, (w_in, w_out) = ctx.layer, ctx.weights
+        hidden_codes, hidden_scales, row_weight, order, token, offsets, *kept = ctx.saved_tensors
+        grad_out = grads[0].index_select(0, token)  # (P, D)
+        codes, scales = quantize_rows(grad_out, power_of_two=True)
+        layer.check("output's gradient", grad_out, codes, scales)
+        grad_weighted = grouped_scaled_product(codes, scales, w_out.codes_t, w_out.scales_t, offsets, ctx.dtype)
+        activation, grad_weight, grad_hidden = _through_swiglu(
+            dequantize_rows(hidden_codes, hidden_scales), grad_weighted.float(), row_weight
+        )
+        codes, scales = quantize_rows(grad_hidden)
+        layer.check("activation's gradient", grad_hidden, codes, scales)
+        grad_rows = grouped_scaled_product(codes, scales, w_in.codes_t, w_in.scales_t, offsets, ctx.dtype)
+        if layer.fp8_wgrad:
+            grad_down = grouped_scaled_outer(
+                *quantize_columns(grad_out, offsets, power_of_two=True), *quantize_columns(activation, offsets), offsets
+            )
+            grad_gate_up = grouped_scaled_outer(*quantize_columns(grad_hidden, offsets), kept[0], kept[1], offsets)
+        else:
+            grad_down = _grouped_outer(grad_out, activation, offsets)
+            grad_gate_up = _grouped_outer(grad_hidden, kept[0], offsets)
+        grad_x = torch.zeros_like(grads[0]).index_add_(0, token, grad_rows.to(grads[0].dtype))
+        grad_weights = torch.empty_like(grad_weight).index_copy_(0, order, grad_weight).view(ctx.chosen)
+        return grad_x, grad_weights, grad_gate_up, grad_down, None, None, None, None
+
+
+def _through_swiglu(hidden: Tensor, grad_weighted: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted activation, the gate weights' gradient and the hidden layer's, from the weighted one's gradient."""
+    gate, up = hidden.chunk(2, dim=-1)
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
+    activation = silu * up
+    share = row_weight.unsqueeze(-1)
+    grad = grad_weighted * share
+    grad_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
+    grad_weight = (grad_weighted * activation).sum(-1)
+    return activation * share, grad_weight, torch.cat((grad_gate, grad * silu), dim=-1)
+
+
+def _grouped_outer(left: Tensor, right: Tensor, offsets: Tensor) -> Float[Tensor, "E O I"]:
+    """The weight's gradient without FP8: the rows of every expert, transposed, times rows."""
+    if left.is_cuda:
+        return F.grouped_mm(left.bfloat16().T, right.bfloat16(), offs=offsets[1:]).float()
+    sizes = offsets.diff().tolist()
+    blocks = zip(left.split(sizes), right.split(sizes), strict=True)
+    return torch.stack([outer(a.contiguous(), b.contiguous()) for a, b in blocks])
