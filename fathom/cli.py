@@ -343,7 +343,7 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
     """What the flags of `verb` lie over: a preset, or the config that a run was made with."""
     toml = _value_of(flags, "config")
     if verb in ("tokenize", "pretrain", "sft", "grpo"):
-        return {"config": load_config(_stage_base(flags), Path(toml) if toml else None)}
+        return {"config": load_config(_stage_base(flags), Path(toml) if toml else None, _named(flags))}
     if verb == "plan":
         return {"config": load_config(_plan_base(flags), Path(toml) if toml else None), "question": Question()}
     if verb not in ("run", "eval", "generate", "chat"):
@@ -360,7 +360,7 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
     base = preset("laptop") if wants_help else preset(flags[0]) if verb == "run" else Run(flags[0]).config
     if verb in ("generate", "chat"):
         return {"sampling": base.grpo.sampling}
-    config = {"config": load_config(base, Path(toml) if toml else None)}
+    config = {"config": load_config(base, Path(toml) if toml else None, _named(flags))}
     return config | {"exam": Exam()} if verb == "eval" else config
 
 
@@ -386,6 +386,12 @@ def _plan_base(flags: list[str]) -> Config:
 
     path = _value_of(flags, "compare") or _value_of(flags, "model")
     return config_of(Path(path)) if path else _stage_base(flags)
+
+
+def _named(flags: list[str]) -> dict[str, object]:
+    """The objective that the flags name, whose values the other flags lie over."""
+    name = _value_of(flags, "grpo.objective.name")
+    return {"grpo.objective.name": name} if name else {}
 
 
 def _value_of(flags: list[str], name: str) -> str | None:

@@ -24,7 +24,8 @@ from fathom.config import (
 )
 from fathom.model import Transformer
 from fathom.parallel.world import World, choose_device, launch
-from fathom.rl.loop import Reference, update
+from fathom.rl.loop import update
+from fathom.rl.reference import Reference
 from fathom.rl.reward import Reward
 from fathom.rl.rollout import Episode, Rollout
 from fathom.runs import Run

@@ -15,20 +15,12 @@ from fathom.infer.engine import Engine
 from fathom.model import Transformer
 from fathom.model.moe import moe_layers
 from fathom.parallel.world import World
+from fathom.rl.batch import by_length, collate, nothing
 from fathom.rl.grpo import advantages, policy_loss
-from fathom.rl.loop import (
-    Reference,
-    by_length,
-    collate,
-    draft_loss,
-    grpo_losses,
-    nothing,
-    policy_logprobs,
-    rollout_metrics,
-    share,
-    train_grpo,
-    update,
-)
+from fathom.rl.loop import share, train_grpo, update
+from fathom.rl.losses import draft_loss, grpo_losses, policy_logprobs
+from fathom.rl.outcome import rollout_metrics
+from fathom.rl.reference import Reference
 from fathom.rl.reward import Reward
 from fathom.rl.rollout import Episode, Rollout, roll_out
 from fathom.runs import Run
