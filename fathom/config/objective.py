@@ -66,7 +66,7 @@ class ObjectiveConfig:
         require_positive("objective", clip_low=self.clip_low, clip_high=self.clip_high)
         require_unit_interval("objective", overlong_share=self.overlong_share)
         for field in ("kl_beta", "clip_dual", "reference_reset_steps", "stale_limit", "entropy_weight"):
-            if not 0 <= (value := getattr(self, field)) or not isfinite(value):
+            if not (value := getattr(self, field)) >= 0 or not isfinite(value):
                 raise ValueError(f"objective.{field}={value} is no finite number of at least 0; 0 switches it off")
         if self.correction_cap < 1:
             raise ValueError(

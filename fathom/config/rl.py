@@ -24,9 +24,7 @@ class RewardConfig:
             if not isfinite(weight):
                 raise ValueError(f"grpo.reward.{name}={weight} is no finite number; give the weight of that part")
         if not any(weights.values()):
-            raise ValueError(
-                "grpo.reward gives every part the weight 0, so all answers earn the same; set one above 0"
-            )
+            raise ValueError("grpo.reward gives every part the weight 0, so all answers earn the same; set one above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

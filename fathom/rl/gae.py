@@ -44,9 +44,9 @@ def gae(
 
 
 def whiten(
-    advantages: Sequence[Float[Tensor, "N T"]], masks: Sequence[Bool[Tensor, "N T"]], world: World
-) -> list[Float[Tensor, "N T"]]:
-    """Advantages with mean 0 and variance 1 over the marked tokens of all micro-batches and processes."""
+    advantages: Sequence[Float[Tensor, "_ _"]], masks: Sequence[Bool[Tensor, "_ _"]], world: World
+) -> list[Float[Tensor, "_ _"]]:
+    """Advantages with mean 0 and variance 1 over the marked tokens of all micro-batches, each of its own (N, T)."""
     marked = [a[m].double() for a, m in zip(advantages, masks, strict=True)]
     tokens, total = world.sum_numbers(sum(len(a) for a in marked), sum(float(a.sum()) for a in marked))
     mean = total / max(tokens, 1)
