@@ -14,7 +14,7 @@ from fathom.model import Transformer
 from fathom.parallel.world import World
 from fathom.tasks import Countdown, GradingError, Problem, Task
 from fathom.tasks.countdown import count_tries
-from fathom.text.answer import canonical
+from fathom.tasks.answer import canonical
 from fathom.text.chat import parse_reply, render_prompt
 from fathom.text.tokenizer import Tokenizer
 
@@ -108,7 +108,7 @@ def is_correct(task: Task, problem: Problem, reply: str) -> bool:
     """Whether the reply's one answer solves the problem; an answer that the checker cannot finish does not."""
     answer = parse_reply(reply).answer
     try:
-        return answer is not None and task.grade(problem, answer)
+        return answer is not None and task.grade(problem, answer) == 1
     except (GradingError, TimeoutError):
         return False
 

@@ -1,9 +1,9 @@
 """The critic of PPO: a second model that says what an answer will earn, token by token."""
 
 import copy
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -39,30 +39,31 @@ class Critic(nn.Module):
 class CriticState:
     """A critic in training; its weights and moments travel in the policy's checkpoints."""
 
-    critic: Critic
-    state: TrainState
+    model: Critic
+    optimizer: torch.optim.Optimizer
+    copies: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])  # none
 
     @staticmethod
     def start(policy: TrainState, config: CriticConfig, world: World) -> "CriticState":
         """A critic like the policy, or the one that the policy's checkpoint brought."""
         critic = Critic(policy.model).to(world.device)
-        # a step asks of its model no more than its parameters
-        state = TrainState(cast(Transformer, critic), build_optimizer(config.optimizer, critic))
-        own = CriticState(critic, state)
+        state = CriticState(critic, build_optimizer(config.optimizer, critic))
         if COPY in policy.copies:
-            own._load(policy.copies[COPY])
-        own.keep(policy)
-        return own
+            state._load(policy.copies[COPY])
+        state.keep(policy)
+        return state
 
     def keep(self, policy: TrainState) -> None:
         """Put the tensors, not copies of them, where the policy's next checkpoint finds them."""
-        policy.copies[COPY] = [*self.critic.state_dict().values(), *optimizer_tensors(self.state.optimizer).values()]
+        policy.copies[COPY] = [*self.model.state_dict().values(), *optimizer_tensors(self.optimizer).values()]
 
     def _load(self, kept: list[Tensor]) -> None:
-        weights = self.critic.state_dict()
+        weights = self.model.state_dict()
         for own, tensor in zip(weights.values(), kept, strict=False):
             own.copy_(tensor)
-        count = sum(len(group["params"]) for group in self.state.optimizer.param_groups)
-        names = [f"{index}.{name}" for index in range(count) for name in MOMENTS]
         moments = kept[len(weights) :]
-        load_optimizer_tensors(self.state.optimizer, dict(zip(names, moments, strict=len(moments) > 0)))
+        if not moments:  # saved before its first step
+            return
+        count = sum(len(group["params"]) for group in self.optimizer.param_groups)
+        names = [f"{index}.{name}" for index in range(count) for name in MOMENTS]
+        load_optimizer_tensors(self.optimizer, dict(zip(names, moments, strict=True)))

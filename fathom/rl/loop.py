@@ -78,7 +78,7 @@ def update(
     order = np.random.default_rng(state.step).permutation(len(batch.tokens))
     updates = [by_length(batch, rows, config.micro_batch_rows) for rows in np.array_split(order, config.updates)]
     if critic or config.updates > 1:  # all of them are judged against the policy before the first
-        judge = critic and critic.critic
+        judge = critic and critic.model
         updates = [
             [take_notes(state.model, reference.model, judge, micro, config, place) for micro in micros]
             for micros in updates
@@ -146,9 +146,9 @@ def update_critic(
     """The critic's step on the same answers, at its own rate on the policy's schedule."""
     world, optimizer = place.world, config.critic.optimizer
     (tokens,) = world.sum_numbers(sum(int(trained_mask(micro, config).sum()) for micro in micro_batches))
-    losses = partial(critic_losses, critic.critic, config, max(tokens, 1.0), world.device)
+    losses = partial(critic_losses, critic.model, config, max(tokens, 1.0), world.device)
     own = Rates(lr=optimizer.lr * rates.lr / config.optimizer.lr, clip_norm=optimizer.clip_norm, bias_speed=0.0)
-    return train_step(critic.state, micro_batches, losses, own, world, place.dtype)
+    return train_step(critic, micro_batches, losses, own, world, place.dtype)
 
 
 def trained_mask(batch: GroupBatch, config: GRPOConfig) -> torch.Tensor:

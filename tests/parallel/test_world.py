@@ -153,18 +153,19 @@ def compare_with_a_critic(world: World, path: Path) -> dict[str, object]:
     )
     state = TrainState.start(build(), OPTIMIZER)
     critic = CriticState.start(state, config.critic, world)
+    place = Place(Run(path), "grpo", world)
     mine = [e for e in episodes_of(0) if e.group % world.size == world.rank]
     notes = [
-        take_notes(state.model, None, critic.critic, micro, config, Place(Run(path), "grpo", world))
+        take_notes(state.model, None, critic.model, micro, config, place)
         for micro in by_length(collate(mine, config), np.arange(len(mine)), 4)
     ]
-    (micros,) = whitened([notes], config, Place(Run(path), "grpo", world))
-    place = Place(Run(path), "grpo", world)
+    (micros,) = whitened([notes], config, place)
     rates = Rates(lr=1e-3, clip_norm=0.0, bias_speed=0.0)
     report = update_once(place, config, state, Reference(state, config), micros, rates)
     values = update_critic(place, config, critic, micros, rates)
-    weights = weights_of(state) | {f"critic.{name}": t for name, t in critic.critic.state_dict().items()}
-    return {"weights": weights, "numbers": [report.parts, values.parts, report.grad_norm]}
+    weights = weights_of(state) | {f"critic.{name}": t for name, t in critic.model.state_dict().items()}
+    per_token = {name: value / report.parts["tokens"] for name, value in report.parts.items() if name != "loss"}
+    return {"weights": weights, "numbers": [report.parts["loss"], per_token, values.parts, report.grad_norm]}
 
 
 def collectives(world: World) -> dict[str, object]:

@@ -56,8 +56,7 @@ def start(policy, config: GRPOConfig) -> tuple[TrainState, Reference, CriticStat
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=PLAIN.lr))
     critic = Critic(model)
     torch.nn.init.normal_(critic.value.weight, 0, 0.1, generator=torch.Generator().manual_seed(4))
-    own = TrainState(critic, torch.optim.SGD(critic.parameters(), lr=PLAIN.lr))  # pyright: ignore
-    return state, Reference(state, config), CriticState(critic, own)
+    return state, Reference(state, config), CriticState(critic, torch.optim.SGD(critic.parameters(), lr=PLAIN.lr))
 
 
 def flat(module: torch.nn.Module) -> Tensor:
@@ -83,12 +82,12 @@ def test_notes_hold_advantages_of_the_critic_with_the_kl_in_the_reward(policy) -
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     rollout = sample(policy, config)
     batch = collate(rollout.kept, config)
-    notes = take_notes(state.model, reference.model, critic.critic, batch, config, place(Path("unused"))).notes
+    notes = take_notes(state.model, reference.model, critic.model, batch, config, place(Path("unused"))).notes
     assert notes is not None and notes.gains is not None and notes.values is not None and reference.model is not None
     for row, each in enumerate(rollout.kept):
         tokens, first = torch.tensor([each.prompt + each.completion]), len(each.prompt) - 1
         law, ref = ((m.logits(m(tokens))[0]).log_softmax(-1) for m in (state.model, reference.model))
-        values = critic.critic(tokens)[0]
+        values = critic.model(tokens)[0]
         penalty = [0.001 * (law[first + k, t] - ref[first + k, t]).item() for k, t in enumerate(each.completion)]
         ahead = 0.0  # gamma and lambda of 1: what is still to come, less what was foreseen
         for k in range(len(each.completion) - 1, -1, -1):
@@ -109,8 +108,8 @@ def test_an_update_of_policy_and_critic_does_not_depend_on_micro_batch_rows(
         small = replace(config, micro_batch_rows=size)
         state, reference, critic = start(policy, small)
         metrics = update(place(tmp_path), small, state, reference, rollout, critic)
-        found.append((flat(state.model), flat(critic.critic), metrics["value_loss"], metrics["kl"]))
-    before = flat(policy.model), flat(start(policy, config)[2].critic)
+        found.append((flat(state.model), flat(critic.model), metrics["value_loss"], metrics["kl"]))
+    before = flat(policy.model), flat(start(policy, config)[2].model)
     for one, two, was in zip(found[0][:2], found[1][:2], before, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=2e-6)
         assert float((one - was).abs().max()) > 1e-4
@@ -123,13 +122,13 @@ def test_a_critic_learns_what_answers_earn(policy, tmp_path: Path) -> None:
     paid = [replace(e, reward=replace(e.reward, total=float(k % 2))) for k, e in enumerate(sample(policy, config).kept)]
     rollout = Rollout(paid, paid, 0, 0)
     state, reference, critic = start(policy, config)
-    critic = CriticState(critic.critic, TrainState(critic.critic, torch.optim.AdamW(critic.critic.parameters())))  # pyright: ignore
+    critic = CriticState(critic.model, torch.optim.AdamW(critic.model.parameters()))
     config = replace(config, critic=CriticConfig(optimizer=OptimizerConfig(lr=1e-2), value_clip=0.0))
     losses = [update(place(tmp_path), config, state, reference, rollout, critic)["value_loss"] for _ in range(30)]
     assert losses[-1] < 0.1 * losses[0]
     batch = collate(rollout.kept, config)
     mask = torch.from_numpy(batch.mask)
-    values = critic.critic(torch.from_numpy(batch.tokens))[:, :-1]
+    values = critic.model(torch.from_numpy(batch.tokens))[:, :-1]
     _, returns = gae(token_rewards(torch.from_numpy(batch.advantages), mask), values.detach(), mask, 1.0, 1.0)
     assert float(torch.corrcoef(torch.stack((values[mask].detach(), returns[mask])))[0, 1]) > 0.8
 
