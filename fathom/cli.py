@@ -269,6 +269,32 @@ def bench(
     print(json.dumps(import_module(f"fathom.bench.{what}").main(peer)))
 
 
+def reward(
+    action: Annotated[Positional[Literal["lint"]], arg(help="lint: attack the check of the task")],
+    file: Annotated[
+        Positional[Path], arg(metavar="FILE", help="Python file with prompt(rng) and check(answer, truth)")
+    ],
+    seconds: Annotated[float, arg(help="wall time of one check")] = 5.0,
+    isolation: Annotated[
+        Literal["require", "limits"], arg(help="limits: run the check where nothing cuts it off from network and files")
+    ] = "require",
+) -> None:
+    """Attack the reward of a task of your own, before a model does.
+
+    Some sixty answers that no check may pay, or that make a careless one hang, crash or run them as code; each in a
+    child process. What is found is listed, with exit code 2.
+
+    Example: fathom reward lint my_task.py
+    """
+    from fathom.config import TaskConfig
+    from fathom.tasks.lint import lint
+
+    found = lint(TaskConfig(kind="custom", file=str(file), check_seconds=seconds, isolation=isolation))
+    print(found)
+    if found.findings:
+        raise ValueError(f"{file} can be cheated or stopped; mend check and repeat the command")
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
@@ -283,6 +309,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "import": import_,
     "bench": bench,
+    "reward": reward,
 }
 RESUMABLE = ("pretrain", "sft", "grpo")
 

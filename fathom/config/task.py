@@ -68,7 +68,9 @@ class TaskConfig:
         if self.kind in FROM_FILES and not self.file:
             raise ValueError(f"task.kind={self.kind} reads its problems from a file; name it with task.file")
         if self.kind == "gym" and not self.name:
-            raise ValueError("task.kind=gym needs the name of a generator of reasoning-gym; set task.name=chain_sum, say")
+            raise ValueError(
+                "task.kind=gym needs the name of a generator of reasoning-gym; set task.name=chain_sum, say"
+            )
         self._check_prompt()
 
     def _check_prompt(self) -> None:

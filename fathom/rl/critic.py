@@ -35,19 +35,20 @@ class Critic(nn.Module):
         return self.value(self.trunk(tokens).float()).squeeze(-1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CriticState:
     """A critic in training; its weights and moments travel in the policy's checkpoints."""
 
     model: Critic
     optimizer: torch.optim.Optimizer
+    step: int = 0  # rollouts that the policy has finished
     copies: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])  # none
 
     @staticmethod
     def start(policy: TrainState, config: CriticConfig, world: World) -> "CriticState":
         """A critic like the policy, or the one that the policy's checkpoint brought."""
         critic = Critic(policy.model).to(world.device)
-        state = CriticState(critic, build_optimizer(config.optimizer, critic))
+        state = CriticState(critic, build_optimizer(config.optimizer, critic), policy.step)
         if COPY in policy.copies:
             state._load(policy.copies[COPY])
         state.keep(policy)
@@ -55,6 +56,7 @@ class CriticState:
 
     def keep(self, policy: TrainState) -> None:
         """Put the tensors, not copies of them, where the policy's next checkpoint finds them."""
+        self.step = policy.step
         policy.copies[COPY] = [*self.model.state_dict().values(), *optimizer_tensors(self.optimizer).values()]
 
     def _load(self, kept: list[Tensor]) -> None:

@@ -22,6 +22,8 @@ def rollout_metrics(place: Place, rollout: Rollout) -> dict[str, float]:
         "right_tokens": sum(len(e.completion) for e in right),
         "wrong_tokens": sum(len(e.completion) for e in wrong),
         "truncated": sum(e.truncated for e in episodes),
+        "timeouts": sum(e.reward.failure == "timeout" for e in episodes),
+        "crashes": sum(e.reward.failure == "crash" for e in episodes),
         "dropped": rollout.groups_dropped,
         "kept": len({e.group for e in rollout.kept}),
     }
@@ -36,6 +38,8 @@ def rollout_metrics(place: Place, rollout: Rollout) -> dict[str, float]:
         "length": total["tokens"] / answers,
         "truncated": total["truncated"] / answers,
         "ungraded": answers - n_graded,
+        "timeouts": total["timeouts"],
+        "crashes": total["crashes"],
         "groups_kept": total["kept"],
         "groups_dropped": total["dropped"],
         "rollout_tokens": total["tokens"],

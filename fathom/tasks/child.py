@@ -54,9 +54,10 @@ def verdict(finished: Finished, seconds: float) -> Any:
     if finished.outcome == "timeout":
         raise TimeoutError(f"the check took more than task.check_seconds={seconds:g}")
     if finished.outcome == "crash":
-        last = finished.errors.decode(errors="replace").strip()[-SAID:]
+        lines = finished.errors.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        last = "".join(sign if sign.isprintable() else "?" for sign in lines[-1][-SAID:])
         raise GradingError(f"the check ended with code {finished.code}: {last}")
     try:
         return json.loads(finished.output)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise GradingError("the check ended without an answer") from None

@@ -1,8 +1,8 @@
 r"""Programs with tests, from a JSONL file. The tests' right outputs never enter the process that runs the program.
 
-A line has `question` and `tests`: either `{"input": TEXT, "output": TEXT}` for a program that reads and writes text, or,
-with `function`, `{"args": [...], "result": VALUE}` for a function of that name. Outputs are compared without trailing
-spaces, results as JSON. An answer is the program itself, or in a fenced block.
+A line has `question` and `tests`: `{"input": TEXT, "output": TEXT}` for a program that reads and writes text or, with
+`function`, `{"args": [...], "result": VALUE}` for a function of that name. Outputs are compared without spaces at the
+ends of lines, results as JSON. An answer is the program itself, or in a fenced block.
 """
 
 import json
@@ -20,6 +20,9 @@ from fathom.tasks.task import Problem, text_key
 
 LONGEST = 20_000  # characters of a program
 PROGRAM = "program.py"
+PATIENCE = (
+    4  # seconds on the clock for one of CPU time: on a busy machine a program's own time is up first all the same
+)
 _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
 # Calls the function on every list of arguments; the program's own prints go elsewhere. It runs beside the program, so a
@@ -64,8 +67,10 @@ def passes(problem: Problem, answer: str, config: TaskConfig) -> float:
     if not source.strip() or len(source) > LONGEST:
         return 0.0
     if tests.function:
-        said = _run("call.py", {"call.py": _CALLER, PROGRAM: source}, json.dumps([tests.function, tests.inputs]), config)
-        return float(said is not None and _results(said) == list(tests.outputs))
+        said = _run(
+            "call.py", {"call.py": _CALLER, PROGRAM: source}, json.dumps([tests.function, tests.inputs]), config
+        )
+        return float(said is not None and _has_results(said, list(tests.outputs)))
     for given, wanted in zip(tests.inputs, tests.outputs, strict=True):
         said = _run(PROGRAM, {PROGRAM: source}, given, config)
         if said is None or _trimmed(said.decode(errors="replace")) != _trimmed(wanted):
@@ -98,37 +103,51 @@ def read_problems(path: Path) -> list[Problem]:
 
 def read_tests(line: dict[str, Any]) -> Tests:
     """The tests of a line; raises ValueError where there are none, or one lacks a part."""
-    function, tests = line.get("function") or "", cast(list[Any], line.get("tests"))
+    function, tests = line.get("function") or "", line.get("tests")
     if not isinstance(function, str) or (function and not function.isidentifier()):
         raise ValueError(f"function={function!r} is no name of a function")
     if not isinstance(tests, list) or not tests:
         raise ValueError("it has no tests, a list of at least one")
     given, wanted = ("args", "result") if function else ("input", "output")
     kind = list if function else str
-    for test in tests:
+    parts = cast(list[Any], tests)
+    for test in parts:
         whole = isinstance(test, dict) and {given, wanted} <= cast(dict[str, Any], test).keys()
         if not whole or not isinstance(test[given], kind) or not (function or isinstance(test[wanted], str)):
             raise ValueError(f"a test has no {given} and {wanted}, of a {'function' if function else 'program'}")
-    return Tests(function, [test[given] for test in tests], [test[wanted] for test in tests])
+    return Tests(function, [test[given] for test in parts], [test[wanted] for test in parts])
 
 
 def _run(script: str, files: dict[str, str], stdin: str, config: TaskConfig) -> bytes | None:
     """What a program wrote; None where it failed."""
-    seconds = config.check_seconds
-    # a busy machine gives less than a second of CPU a second: the program's own time is up first
-    limits = Limits(wall_seconds=2 * seconds, cpu_seconds=max(1, int(seconds)), memory_bytes=1 << 29)
+    seconds, wall = config.check_seconds, PATIENCE * config.check_seconds
+    limits = Limits(wall_seconds=wall, cpu_seconds=max(1, int(seconds)), memory_bytes=1 << 29)
     isolation = "limits" if config.isolation == "limits" else "require"
     ended = run_isolated(python_command(script), files, limits, isolation, stdin.encode(errors="replace"))
     if ended.outcome == "timeout" and not ended.cpu_spent:
-        raise TimeoutError(f"the program did not end within {2 * seconds:g} s")
+        raise TimeoutError(f"the program did not end within {wall:g} s")
     return ended.output if ended.outcome == "done" else None
 
 
-def _results(said: bytes) -> object:
+def _has_results(said: bytes, wanted: list[Any]) -> bool:
+    """Whether a program's words are these results as JSON, however hostile they are."""
     try:
-        return json.loads(said)
-    except ValueError:
-        return None
+        return _plain(json.loads(said)) == _plain(wanted)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """The value with true and false as texts: Python holds them equal to 1 and 0."""
+    match value:
+        case bool():
+            return f"bool {value}"
+        case list():
+            return [_plain(each) for each in cast(list[Any], value)]
+        case dict():
+            return {name: _plain(each) for name, each in cast(dict[str, Any], value).items()}
+        case _:
+            return value
 
 
 def _trimmed(text: str) -> list[str]:

@@ -82,11 +82,11 @@ def read_problems(path: Path) -> list[Problem]:
     Raises ValueError naming the line that is none.
     """
     problems: list[Problem] = []
-    for number, line in read_lines(path):
+    for place, line in read_lines(path):
         numbers, target = line.get("nums"), line.get("target")
         whole = isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in cast(list[object], numbers))
         if not whole or not 2 <= len(cast(list[int], numbers)) <= MOST["countdown"] or type(target) is not int:
-            raise ValueError(f"{path} line {number}: it has no nums, 2 to 6 whole numbers, and target, a whole number")
+            raise ValueError(f"{path} line {place}: it has no nums, 2 to 6 whole numbers, and target, a whole number")
         problems.append(stated(tuple(cast(list[int], numbers)), target))
     return problems
 

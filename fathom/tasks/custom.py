@@ -9,10 +9,10 @@
     def check(answer, truth):
         return answer == str(truth)
 
-`prompt` gets a `random.Random` and returns a question and what the check must know, as JSON can hold it. `check` gets the
-text between the answer tags and returns True, False, or a number from 0 to 1. A third function, `worked(truth, rng)`, may
-return a reply for the cold start, `THINKING</think><answer>ANSWER</answer>`. Prompts are drawn in this process; every
-check runs in a child of its own. `fathom reward lint FILE` attacks the check before a model does.
+`prompt` gets a `random.Random` and returns a question and what the check must know, as JSON can hold it. `check` gets
+the text between the answer tags and returns True, False, or a number from 0 to 1. A third function, if there is one,
+`worked(truth, rng)`, returns a reply for the cold start, `THINKING</think><answer>ANSWER</answer>`. Prompts are drawn
+in this process; every check runs in a child of its own. `fathom reward lint FILE` attacks the check before models do.
 '''
 
 import importlib.util
@@ -59,7 +59,7 @@ class Custom:
         if self.solve is None:
             raise ValueError(
                 f"{self.config.file} has no function worked, so there are no demonstrations; train without a cold "
-                "start (--no-cold_start), or add worked(truth, rng)"
+                "start (--no_cold_start), or add worked(truth, rng)"
             )
         return self.solve(json.loads(problem.truth), rng)
 

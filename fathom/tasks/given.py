@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fathom.config import TaskConfig
 from fathom.tasks.task import Problem, is_held_out, render_worked, worded
@@ -16,9 +17,15 @@ class Given:
     problems: Sequence[Problem]
     accepts: Callable[[Problem, str], float]
 
+    @cached_property
+    def sides(self) -> dict[bool, list[Problem]]:
+        """The problems kept for evaluation (True) and those to train on."""
+        kept = [is_held_out(problem.key, self.config.held_out_share) for problem in self.problems]
+        return {side: [p for p, own in zip(self.problems, kept, strict=True) if own == side] for side in (False, True)}
+
     def sample(self, rng: random.Random, held_out: bool) -> Problem:
         """One of the split's problems."""
-        side = [p for p in self.problems if is_held_out(p.key, self.config.held_out_share) == held_out]
+        side = self.sides[held_out]
         if not side:
             name = "held-out" if held_out else "training"
             raise ValueError(
@@ -32,7 +39,7 @@ class Given:
         if not problem.reasoning:
             raise ValueError(
                 f"{self.config.file} has no worked solution of {problem.question[:60]!r}; train without a cold start "
-                "(--no-cold_start), or add a field solution to every line"
+                "(--no_cold_start), or add a field solution to every line"
             )
         return render_worked(problem.reasoning, problem.answer)
 

@@ -50,7 +50,9 @@ def canonical_claims(claims: Sequence[Claim]) -> str:
 
 def render(claims: Sequence[Claim]) -> str:
     said = [
-        f"{NAMES[a]}: {NAMES[a]} and {NAMES[b]} are the same" if kind == "same" else f"{NAMES[a]}: {NAMES[b]} is a {kind}"
+        f"{NAMES[a]}: {NAMES[a]} and {NAMES[b]} are the same"
+        if kind == "same"
+        else f"{NAMES[a]}: {NAMES[b]} is a {kind}"
         for a, kind, b in claims
     ]
     return ". ".join(said) + "."

@@ -9,7 +9,6 @@ in memory, and no rights to undo any of that. Root becomes nobody first, since n
 import contextlib
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -66,7 +65,7 @@ def run_isolated(
     """Run `command` in a directory that holds `files` and vanishes afterwards.
 
     The word `{dir}` in the command stands for that directory. Raises RuntimeError where the system offers no
-    namespaces, unless `isolation` is "limits": then the child has its limits and could still read files and the network.
+    namespaces, unless `isolation` is "limits": the child then has its limits, and could reach files and network.
     """
     isolates = can_isolate()
     if not isolates and isolation == "require":
@@ -137,13 +136,14 @@ def _bounds(limits: Limits, isolated: bool) -> dict[int, tuple[int, int]]:
     user = os.getuid() or NOBODY
     bounds = {
         resource.RLIMIT_CPU: (limits.cpu_seconds, limits.cpu_seconds + 1),
-        resource.RLIMIT_AS: (limits.memory_bytes,) * 2,
-        resource.RLIMIT_FSIZE: (limits.file_bytes,) * 2,
-        resource.RLIMIT_NOFILE: (limits.open_files,) * 2,
+        resource.RLIMIT_AS: (limits.memory_bytes, limits.memory_bytes),
+        resource.RLIMIT_FSIZE: (limits.file_bytes, limits.file_bytes),
+        resource.RLIMIT_NOFILE: (limits.open_files, limits.open_files),
         resource.RLIMIT_CORE: (0, 0),
     }
     if isolated or os.getuid():
-        bounds[resource.RLIMIT_NPROC] = (_threads_of(user) + limits.processes,) * 2
+        most = _threads_of(user) + limits.processes
+        bounds[resource.RLIMIT_NPROC] = (most, most)
     return bounds
 
 
@@ -189,8 +189,8 @@ def _visible() -> list[str]:
     return [path for path in found if path not in inside]
 
 
-# The shell's part, in the new namespaces: a small root in memory, read-only views of what a program needs, a copy of the
-# throw-away directory; then the old root goes, and the command starts without rights.
+# The shell's part, in the new namespaces: a small root in memory, read-only views of what a program needs, a copy of
+# the throw-away directory; then the old root goes, and the command starts without rights.
 BUILD = """
 set -e
 root=$1 work=$1/work drop=$2

@@ -96,6 +96,12 @@ def require_disjoint(trained: Collection[str], asked: Iterable[str]) -> None:
         )
 
 
+def require_held_out(problems: Iterable[Problem], share: float) -> None:
+    """Raise ValueError where a problem belongs to the training side of a run that kept `share` for evaluation."""
+    asked = [problem.key for problem in problems]
+    require_disjoint({key for key in asked if not is_held_out(key, share)}, asked)
+
+
 def is_held_out(key: str, share: float) -> bool:
     """Whether a key belongs to the `share` of all problems kept for evaluation."""
     return int(key[:12], 16) < share * 16**12

@@ -22,6 +22,9 @@ class Steppable(Protocol):
     """What a step asks for: a model with its optimizer, and copies of the weights of which "ema" follows them."""
 
     @property
+    def step(self) -> int: ...
+
+    @property
     def model(self) -> nn.Module: ...
 
     @property

@@ -72,7 +72,8 @@ def episode(prompt: list[int], completion: list[int], group: int, total: float |
     accuracy = None if total is None else total
     logprobs = [-1.0] * len(completion)
     problem = Problem("1,2:3", "0", (1, 2), 3)
-    reward = Reward(total, accuracy, format=1.0, language=1.0, soundness=accuracy or 0.0)
+    failure = "crash" if total is None else ""
+    reward = Reward(total, accuracy, format=1.0, language=1.0, soundness=accuracy or 0.0, failure=failure)
     return Episode(problem, group, prompt, completion, logprobs, cut, reward, 0)
 
 
@@ -235,7 +236,7 @@ def test_a_broken_checker_is_counted_apart(policy, tmp_path: Path) -> None:
     config = replace(policy.config, steps=1)
     train_grpo(place(tmp_path), config, policy.model, Broken(policy.task.config), policy.tokenizer, seed=0)
     (line,) = Run(tmp_path).read_metrics("grpo")
-    assert line["ungraded"] > 0
+    assert line["ungraded"] == line["crashes"] > 0 == line["timeouts"]
     assert line["accuracy"] == line["reward"] == 0.0  # what is left are answers of no form at all
 
 
@@ -258,6 +259,8 @@ def test_rollout_metrics_by_hand(policy, tmp_path: Path) -> None:
         "length_wrong": 3.0,
         "truncated": 0.25,
         "ungraded": 1,
+        "timeouts": 0,
+        "crashes": 1,
         "groups_kept": 1,
         "groups_dropped": 1,
         "rollout_tokens": 13,

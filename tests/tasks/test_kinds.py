@@ -96,7 +96,9 @@ def test_lists_are_sorted_and_shuffled_ones_have_one_key() -> None:
     task = build(CONFIGS["sorting"])
     assert task.grade(problem, problem.answer.replace(",", ", ")) == 1
     config = TaskConfig(kind="sorting", numbers=2, max_number=3, held_out_share=0.0)
-    keys = {problem.question: problem.key for problem in (build(config).sample(random.Random(s), False) for s in range(99))}
+    keys = {
+        problem.question: problem.key for problem in (build(config).sample(random.Random(s), False) for s in range(99))
+    }
     assert len(set(keys.values())) == len(keys) == 6
 
 
@@ -118,9 +120,7 @@ def test_knights_and_knaves_have_one_reading_by_trying_all() -> None:
         fits = []
         for honest in product((True, False), repeat=5):
             is_knight = dict(zip("ABCDE", honest, strict=True))
-            true = [
-                is_knight[a] == is_knight[d] if d else is_knight[b] == (kind == "knight") for a, b, kind, d in said
-            ]
+            true = [is_knight[a] == is_knight[d] if d else is_knight[b] == (kind == "knight") for a, b, kind, d in said]
             if all(is_knight[a] == holds for (a, *_), holds in zip(said, true, strict=True)):
                 fits.append(",".join(f"{n} {'knight' if k else 'knave'}" for n, k in is_knight.items()))
         assert fits == [problem.answer]
