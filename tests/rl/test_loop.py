@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.config import GRPOConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig, ScheduleConfig
+from fathom.config import GRPOConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig, ScheduleConfig, TaskConfig
+from fathom.config.objectives import named_objective
 from fathom.infer.engine import Engine
 from fathom.model import Transformer
 from fathom.model.moe import moe_layers
@@ -24,7 +25,8 @@ from fathom.rl.reference import Reference
 from fathom.rl.reward import Reward
 from fathom.rl.rollout import Episode, Rollout, is_equal, roll_out
 from fathom.runs import Run
-from fathom.tasks import Countdown, GradingError, Problem
+from fathom.tasks import Countdown, GradingError, Problem, build
+from fathom.tasks.sandbox import can_isolate
 from fathom.train.loop import Place
 from fathom.train.step import TrainState
 
@@ -517,3 +519,29 @@ def test_padding_may_be_the_end_of_sequence(policy) -> None:
     batch = collate(rows, policy.config)
     assert batch.mask.tolist() == [[False, True, True, False, False], [False, True, True, True, True]]
     assert batch.valid.sum(1).tolist() == [4, 6]
+
+
+def test_a_task_of_ones_own_in_the_loop_with_failures_counted_apart(policy, tmp_path: Path) -> None:
+    """A file with a prompt and a check: right for some questions, broken for others, never silently wrong."""
+    (tmp_path / "mine.py").write_text(
+        "def prompt(rng):\n    return f'{rng.randint(1, 9)},{rng.randint(1, 9)}:{rng.randint(1, 9)}', rng.randint(0, 1)\n"
+        "def check(answer, truth):\n    return 1 / truth\n"
+    )
+    isolation = "require" if can_isolate() else "limits"
+    task = build(TaskConfig(kind="custom", file=str(tmp_path / "mine.py"), check_seconds=20.0, isolation=isolation))
+    config = replace(policy.config, steps=1, prompts=8, group=6, refill_rounds=0)
+    train_grpo(place(tmp_path), config, policy.model, task, policy.tokenizer, seed=0)
+    (line,) = Run(tmp_path).read_metrics("grpo")
+    assert line["ungraded"] == line["crashes"] > 0 == line["timeouts"]
+    assert line["accuracy"] > 0
+
+
+@pytest.mark.parametrize("name", ["r1", "v3.2", "dapo", "gspo", "cispo"])
+def test_every_named_objective_trains(policy, tmp_path: Path, name: str) -> None:
+    config = replace(policy.config, steps=2, updates=2, objective=named_objective(name))
+    before = flat(policy.model)
+    train_grpo(place(tmp_path), config, policy.model, policy.task, policy.tokenizer, seed=0)
+    lines = Run(tmp_path).read_metrics("grpo")
+    assert all(math.isfinite(line["loss"]) and line["gap"] < 1e-4 for line in lines)
+    assert float((flat(policy.model) - before).abs().max()) > 1e-5
+    assert ("kl" in lines[0], "stale" in lines[0]) == (name in ("r1", "v3.2"), name == "v3.2")

@@ -303,7 +303,8 @@ def test_fuzzed_answers_to_a_check_in_a_child(count: int) -> None:
 def test_fuzzed_programs(tmp_path: Path, count: int) -> None:
     """Torn programs are wrong or still right, and what only waits is undecided; the tests' outputs decide."""
     (tmp_path / "code.jsonl").write_text(
-        '{"question": "Print the sum.", "tests": [{"input": "1 2", "output": "3"}, {"input": "40 2", "output": "42"}]}\n'
+        '{"question": "Print the sum.", '
+        '"tests": [{"input": "1 2", "output": "3"}, {"input": "40 2", "output": "42"}]}\n'
     )
     config = TaskConfig(kind="code", file=str(tmp_path / "code.jsonl"), held_out_share=0.0, isolation=ISOLATION)
     task, rng, paid, undecided = build(config), random.Random(0), 0.0, 0
