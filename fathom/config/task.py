@@ -1,6 +1,7 @@
 """Tasks: the problems that reinforcement learning and evaluation pose."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fathom.config.checks import require_choice, require_positive, require_unit_interval
 
@@ -40,7 +41,8 @@ class TaskConfig:
     name: str = ""  # generator of reasoning-gym (kind gym)
     math_verify: bool = False  # ask math-verify, in a child process, where answers differ in form (extra rl)
     check_seconds: float = 5.0  # wall time of one check in a child process
-    isolation: str = "require"  # of child processes from network and files: "require" refuses where there is none
+    # of child processes from network and files: require refuses where there is none, limits does without
+    isolation: Literal["require", "limits"] = "require"
 
     def __post_init__(self) -> None:
         require_choice("task", "kind", self.kind, KINDS)

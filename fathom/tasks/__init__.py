@@ -11,6 +11,7 @@ from fathom.tasks.gym import gym
 from fathom.tasks.logic import logic
 from fathom.tasks.mathematics import mathematics
 from fathom.tasks.multiplication import multiplication
+from fathom.tasks.sandbox import require_isolation
 from fathom.tasks.sorting import sorting
 from fathom.tasks.strings import strings
 from fathom.tasks.task import GradingError, Problem, Task, distinct_problems
@@ -31,8 +32,14 @@ KINDS = {
     "custom": custom,
     "gym": gym,
 }
+FOREIGN = ("code", "custom", "gym")  # their answers or checks run in a child
 
 
 def build(config: TaskConfig) -> Task:
-    """The task that `config.kind` names."""
+    """The task that `config.kind` names.
+
+    Raises RuntimeError for a task that runs foreign code where nothing cuts that off from network and files.
+    """
+    if config.kind in FOREIGN or config.math_verify:
+        require_isolation(config.isolation)
     return KINDS[config.kind](config)

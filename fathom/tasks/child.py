@@ -40,9 +40,8 @@ def ask(
     seconds = config.check_seconds
     limits = Limits(wall_seconds=seconds, cpu_seconds=max(1, int(seconds)), memory_bytes=memory_bytes)
     sources = {SCRIPT: _INSERT + _DRIVER, "foreign.py": module, **(files or {})}
-    isolation = "limits" if config.isolation == "limits" else "require"
     command = python_command(SCRIPT, packages)
-    return verdict(run_isolated(command, sources, limits, isolation, json.dumps(asked).encode()), seconds)
+    return verdict(run_isolated(command, sources, limits, config.isolation, json.dumps(asked).encode()), seconds)
 
 
 # an isolated Python does not look beside its script

@@ -122,8 +122,7 @@ def _run(script: str, files: dict[str, str], stdin: str, config: TaskConfig) -> 
     """What a program wrote; None where it failed."""
     seconds, wall = config.check_seconds, PATIENCE * config.check_seconds
     limits = Limits(wall_seconds=wall, cpu_seconds=max(1, int(seconds)), memory_bytes=1 << 29)
-    isolation = "limits" if config.isolation == "limits" else "require"
-    ended = run_isolated(python_command(script), files, limits, isolation, stdin.encode(errors="replace"))
+    ended = run_isolated(python_command(script), files, limits, config.isolation, stdin.encode(errors="replace"))
     if ended.outcome == "timeout" and not ended.cpu_spent:
         raise TimeoutError(f"the program did not end within {wall:g} s")
     return ended.output if ended.outcome == "done" else None

@@ -27,7 +27,7 @@ INNER = "/tmp/work"  # the throw-away directory as an isolated child sees it
 NOBODY = 65534
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KILL_GRACE = 2.0  # seconds that a killed child has to vanish
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,8 @@ def run_isolated(
     The word `{dir}` in the command stands for that directory. Raises RuntimeError where the system offers no
     namespaces, unless `isolation` is "limits": the child then has its limits, and could reach files and network.
     """
+    require_isolation(isolation)
     isolates = can_isolate()
-    if not isolates and isolation == "require":
-        raise RuntimeError(
-            "this system cuts no process off from network and files (unshare of util-linux does not work here); allow "
-            "user namespaces, or accept limits alone with --task.isolation limits"
-        )
     with tempfile.TemporaryDirectory(prefix="fathom-child-") as folder, tempfile.TemporaryFile() as source:
         work = Path(folder, "work")
         work.mkdir()
@@ -82,6 +78,15 @@ def run_isolated(
         source.seek(0)
         words = [word.replace("{dir}", INNER if isolates else str(work)) for word in command]
         return _run(_in_namespaces(folder, words) if isolates else words, work, source.fileno(), limits, isolates)
+
+
+def require_isolation(isolation: Isolation) -> None:
+    """Raise RuntimeError where namespaces are asked for and there are none; ask before the work that would be lost."""
+    if isolation == "require" and not can_isolate():
+        raise RuntimeError(
+            "this system cuts no process off from network and files (unshare of util-linux does not work here); allow "
+            "user namespaces, or accept limits alone with --task.isolation limits"
+        )
 
 
 def python_command(script: str, packages: bool = False) -> list[str]:
@@ -203,7 +208,7 @@ mkdir -p tmp/work proc dev old
 while [ "$1" != "--" ]; do
     mkdir -p ".$(dirname "$1")"
     if [ -L "$1" ]; then
-        cp -a "$1" ".$1"
+        cp -P "$1" ".$1"
     else
         if [ -d "$1" ]; then mkdir -p ".$1"; else : > ".$1"; fi
         mount --bind "$1" ".$1"

@@ -524,7 +524,7 @@ def test_padding_may_be_the_end_of_sequence(policy) -> None:
 def test_a_task_of_ones_own_in_the_loop_with_failures_counted_apart(policy, tmp_path: Path) -> None:
     """A file with a prompt and a check: right for some questions, broken for others, never silently wrong."""
     (tmp_path / "mine.py").write_text(
-        "def prompt(rng):\n    return f'{rng.randint(1, 9)},{rng.randint(1, 9)}:{rng.randint(1, 9)}', rng.randint(0, 1)\n"
+        "def prompt(rng):\n    return f'{rng.randint(1, 9)},{rng.randint(1, 9)}:3', rng.randint(0, 1)\n"
         "def check(answer, truth):\n    return 1 / truth\n"
     )
     isolation = "require" if can_isolate() else "limits"

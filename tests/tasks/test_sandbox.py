@@ -1,14 +1,17 @@
 """The isolated child: what it may not do, how it ends, and that nothing is left of it."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from fathom.tasks import sandbox
+from fathom.config import TaskConfig
+from fathom.tasks import build, sandbox
 from fathom.tasks.sandbox import Finished, Limits, can_isolate, python_command, run_isolated
 
 SMALL = Limits(wall_seconds=20, cpu_seconds=1, memory_bytes=1 << 28, file_bytes=1 << 16, processes=8)
@@ -126,10 +129,43 @@ def running(sign: str) -> bool:
     return False
 
 
+ORDINARY = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+from sandbox import Limits, python_command, run_isolated
+ask = "import os, socket; print(os.listdir('.'), os.path.exists('/etc/passwd'), len(socket.if_nameindex()))"
+print(run_isolated(python_command("a.py"), {"a.py": ask}, Limits()).output)
+undo = "import os; print(os.system('mount -t tmpfs none /tmp 2>&-') != 0, os.access('/usr', os.W_OK))"
+print(run_isolated(python_command("a.py"), {"a.py": undo}, Limits()).output)
+bomb = """import os
+try:
+    while True: os.fork() or os.execv('/bin/sleep', ['sleep', '20'])
+except OSError: print('stopped')"""
+print(run_isolated(python_command("a.py"), {"a.py": bomb}, Limits(processes=8)).output)
+'''
+
+
+@needs_namespaces
+@pytest.mark.skipif(os.getuid() != 0 or not Path("/usr/bin/python3").exists(), reason="needs root to become another")
+def test_an_ordinary_user_isolates_as_well() -> None:
+    """Through a user namespace, where the command is root in name and has none of its rights."""
+    with tempfile.TemporaryDirectory(prefix="fathom-test-") as folder:
+        os.chmod(folder, 0o755)
+        shutil.copy(sandbox.__file__, folder)
+        user = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups"]
+        done = subprocess.run([*user, "/usr/bin/python3", "-B", "-c", ORDINARY, folder], capture_output=True, text=True)
+    said = done.stdout.splitlines()
+    if not said and "cuts no process off" in done.stderr:
+        pytest.skip("this system gives user namespaces to root alone")
+    assert said == [str(b"['a.py'] False 1\n"), str(b"True False\n"), str(b"stopped\n")], done.stderr
+
+
 def test_without_namespaces_a_run_is_refused_unless_limits_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "can_isolate", lambda: False)
     with pytest.raises(RuntimeError, match=r"cuts no process off .* --task.isolation limits"):
         run_isolated(python_command("a.py"), {"a.py": "print(1)"}, SMALL)
+    with pytest.raises(RuntimeError, match="cuts no process off"):  # before anything is trained
+        build(TaskConfig(kind="code", file="any.jsonl"))
     ended = run("print(1)")
     assert (ended.outcome, ended.output, ended.isolated) == ("done", b"1\n", False)
     assert run("while True: pass").outcome == "timeout"
