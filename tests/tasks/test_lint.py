@@ -18,8 +18,8 @@ FEW = (
 )  # fmt: skip
 
 
-def config(file: Path) -> TaskConfig:
-    return TaskConfig(kind="custom", file=str(file), check_seconds=1.0, isolation=ISOLATION)
+def config(file: Path, seconds: float = 1.5) -> TaskConfig:
+    return TaskConfig(kind="custom", file=str(file), check_seconds=seconds, isolation=ISOLATION)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_the_verb_says_what_it_found_and_exits_with_2(
 
 
 def test_a_careful_check_has_no_finding(few: None) -> None:
-    found = lint(config(EXAMPLE))
+    found = lint(config(EXAMPLE, seconds=30))
     assert found.findings == [] and found.tried == len(FEW) + len(around("", "1"))
     assert str(found) == f"{found.tried} attacks, none was paid, none broke the check"
     assert "paid    x: 1 for" in str(Finding("x", "paid", "1 for 'y'"))
@@ -70,5 +70,5 @@ def test_a_careful_check_has_no_finding(few: None) -> None:
 
 @pytest.mark.slow
 def test_the_example_withstands_every_attack() -> None:
-    found = lint(TaskConfig(kind="custom", file=str(EXAMPLE), isolation=ISOLATION))
+    found = lint(config(EXAMPLE, seconds=30))
     assert found.findings == [] and found.tried > 50
