@@ -322,6 +322,32 @@ def unlocks(
     print(found.text(), json.dumps(found.figures), sep="\n")
 
 
+def reward(
+    action: Annotated[Positional[Literal["lint"]], arg(help="lint: attack the check of the task")],
+    file: Annotated[
+        Positional[Path], arg(metavar="FILE", help="Python file with prompt(rng) and check(answer, truth)")
+    ],
+    seconds: Annotated[float, arg(help="wall time of one check")] = 5.0,
+    isolation: Annotated[
+        Literal["require", "limits"], arg(help="limits: run the check where nothing cuts it off from network and files")
+    ] = "require",
+) -> None:
+    """Attack the reward of a task of your own, before a model does.
+
+    Some sixty answers that no check may pay, or that make a careless one hang, crash or run them as code; each in a
+    child process. What is found is listed, with exit code 2.
+
+    Example: fathom reward lint my_task.py
+    """
+    from fathom.config import TaskConfig
+    from fathom.tasks.lint import lint
+
+    found = lint(TaskConfig(kind="custom", file=str(file), check_seconds=seconds, isolation=isolation))
+    print(found)
+    if found.findings:
+        raise ValueError(f"{file} can be cheated or stopped; mend check and repeat the command")
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
@@ -337,6 +363,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "import": import_,
     "bench": bench,
     "unlocks": unlocks,
+    "reward": reward,
 }
 RESUMABLE = ("pretrain", "sft", "grpo")
 
@@ -397,7 +424,7 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
     """What the flags of `verb` lie over: a preset, or the config that a run was made with."""
     toml = _value_of(flags, "config")
     if verb in ("tokenize", "pretrain", "sft", "grpo"):
-        return {"config": load_config(_stage_base(flags), Path(toml) if toml else None)}
+        return {"config": load_config(_stage_base(flags), Path(toml) if toml else None, _named(flags))}
     if verb == "plan":
         return {"config": load_config(_plan_base(flags), Path(toml) if toml else None), "question": Question()}
     if verb not in ("run", "eval", "generate", "chat"):
@@ -414,7 +441,7 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
     base = preset("laptop") if wants_help else preset(flags[0]) if verb == "run" else Run(flags[0]).config
     if verb in ("generate", "chat"):
         return {"sampling": base.grpo.sampling}
-    config = {"config": load_config(base, Path(toml) if toml else None)}
+    config = {"config": load_config(base, Path(toml) if toml else None, _named(flags))}
     return config | {"exam": Exam()} if verb == "eval" else config
 
 
@@ -440,6 +467,12 @@ def _plan_base(flags: list[str]) -> Config:
 
     path = _value_of(flags, "compare") or _value_of(flags, "model")
     return config_of(Path(path)) if path else _stage_base(flags)
+
+
+def _named(flags: list[str]) -> dict[str, object]:
+    """The objective that the flags name, whose values the other flags lie over."""
+    name = _value_of(flags, "grpo.objective.name")
+    return {"grpo.objective.name": name} if name else {}
 
 
 def _value_of(flags: list[str], name: str) -> str | None:

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from fathom.config import Config, TextConfig, TrainConfig
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
-from fathom.config.rl import GRPOConfig, ObjectiveConfig, RewardConfig
+from fathom.config.objectives import named_objective
+from fathom.config.rl import GRPOConfig, RewardConfig
 from fathom.config.sampling import SamplingConfig
 from fathom.config.train import OptimizerConfig, ScheduleConfig
 
@@ -61,16 +62,7 @@ R1_GRPO = GRPOConfig(  # R1-Zero's settings (R1 2.2), with the clip and the lang
     refill_rounds=0,
     updates=16,
     micro_batch_rows=1,
-    objective=ObjectiveConfig(
-        advantage="mean_std",
-        clip_low=10.0,
-        clip_high=10.0,
-        aggregation="sequence",
-        kl_beta=1e-3,
-        kl_estimator="k3",
-        reference_reset_steps=25,  # 400 updates
-        drop_equal_groups=False,
-    ),
+    objective=named_objective("r1"),
     reward=RewardConfig(accuracy=1.0, format=1.0, language=1.0),
     sampling=SamplingConfig(temperature=1.0, max_tokens=32_768),
     optimizer=OptimizerConfig(lr=3e-6, weight_decay=0.0, moments="bfloat16"),

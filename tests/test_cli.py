@@ -5,11 +5,13 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import fathom.config.model
+import fathom.config.objective
 import fathom.config.rl
 import fathom.config.task
 import fathom.config.text
@@ -18,6 +20,7 @@ from fathom import cli
 from fathom.cli import Fields, Out, Resume, Toml, main
 from fathom.config import Config
 from fathom.config.load import load_config
+from fathom.config.objectives import named_objective
 from fathom.presets import preset
 from fathom.runs import Run
 
@@ -47,7 +50,7 @@ def test_overview_has_one_line_a_verb(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     listed = " ".join(line.split()[0] for line in lines if line.startswith("  "))
-    assert listed == "run plan tokenize pretrain sft grpo eval generate chat report export import bench unlocks"
+    assert listed == "run plan tokenize pretrain sft grpo eval generate chat report export import bench unlocks reward"
     assert all(len(line) <= 100 for line in lines)
 
 
@@ -69,8 +72,8 @@ def test_help_of_every_verb_has_an_example(
 
 def test_help_has_every_fields_comment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = help_of("grpo", capsys, monkeypatch)
-    modules = [fathom.config, fathom.config.model, fathom.config.rl, fathom.config.task]
-    modules += [fathom.config.text, fathom.config.train]
+    modules = [fathom.config, fathom.config.model, fathom.config.objective, fathom.config.rl]
+    modules += [fathom.config.task, fathom.config.text, fathom.config.train]
     source = "\n".join(map(inspect.getsource, modules))
     fields = re.findall(r"^    (\w+): [^\n]*?  # ([^\n]+)$", source, re.MULTILINE)
     assert len(fields) > 60
@@ -96,6 +99,13 @@ def test_flags_reach_every_depth(monkeypatch: pytest.MonkeyPatch) -> None:
         },
     )
     assert (out, resume) == (Path("there"), True)
+
+
+def test_an_objective_by_name_with_a_field_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "--grpo.objective.clip_high 0.3 --grpo.objective.name dapo --grpo.steps 5"
+    config, _, _ = parsed(flags.split(), monkeypatch)
+    assert config.grpo.objective == replace(named_objective("dapo"), clip_high=0.3)
+    assert config.grpo.steps == 5
 
 
 def test_flags_win_over_toml_and_toml_over_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from fathom.chain.progress import progress
 from fathom.chain.talk import open_speaker
 from fathom.checkpoint.find import holds_weights
 from fathom.config import Config, SamplingConfig
+from fathom.config.task import FROM_FILES
 from fathom.eval import r1
 from fathom.eval.answers import attempt_all, attempt_record, encode_question, score_attempts
 from fathom.eval.exam import Exam
@@ -22,6 +23,9 @@ from fathom.eval.questions import Question, read_questions
 from fathom.eval.scores import require_samples
 from fathom.infer.offline import Engine, choose
 from fathom.runs import Record, Run, describe_commit, describe_machine, finite, write_whole
+from fathom.tasks import build
+from fathom.tasks.given import Given
+from fathom.tasks.task import require_disjoint, text_key
 
 
 def examine(config: Config, run: Run, exam: Exam, console: Console) -> Path:
@@ -42,7 +46,7 @@ def examine(config: Config, run: Run, exam: Exam, console: Console) -> Path:
         raise ValueError(
             f"{run.path} is a checkpoint without a task of its own; add --questions FILE, --suite r1 or --lm_eval TASK"
         )
-    questions, samples = read_questions(exam.questions), exam.samples or config.eval.samples
+    questions, samples = read_unseen(exam.questions, config), exam.samples or config.eval.samples
     require_samples(config.eval.k, samples)
     engine = Engine(open_speaker(run), rows=config.eval.rows)
     sampling = choose(engine.speaker.sampling, exam.law)
@@ -54,7 +58,7 @@ def examine(config: Config, run: Run, exam: Exam, console: Console) -> Path:
 def examine_r1(config: Config, run: Run, exam: Exam, console: Console) -> Path:
     """The benchmarks whose files are given, sampled as R1 was, beside the published scores."""
     files = {benchmark: Path(file) for benchmark in r1.SUITE if (file := getattr(exam, benchmark.field))}
-    questions = {benchmark: read_questions(file) for benchmark, file in files.items()}
+    questions = {benchmark: read_unseen(file, config) for benchmark, file in files.items()}
     samples = {benchmark: exam.samples or benchmark.samples for benchmark in files}
     require_samples(config.eval.k, min(samples.values()))
     engine = Engine(open_speaker(run), rows=config.eval.rows)
@@ -71,6 +75,17 @@ def examine_r1(config: Config, run: Run, exam: Exam, console: Console) -> Path:
     for line in published_notes(records):
         console.print(line, highlight=False, style="dim")
     return _keep(run, exam, "r1", {"evaluation": "r1", "benchmarks": records}, engine)
+
+
+def read_unseen(file: Path, config: Config) -> list[Question]:
+    """The questions of a file. Raises ValueError where the run's task has trained on one of them."""
+    questions, task = read_questions(file), config.task
+    if task.kind in FROM_FILES and task.kind != "custom":
+        given = build(task)
+        assert isinstance(given, Given)
+        trained = {problem.key for problem in given.sides[False]}
+        require_disjoint(trained, [text_key(question.text) for question in questions])
+    return questions
 
 
 def describe_scores(record: Mapping[str, Any]) -> str:

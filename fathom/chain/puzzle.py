@@ -32,6 +32,8 @@ def read_problem(text: str, task: Task) -> Problem | None:
     line = " ".join(text.lower().rstrip(" .!?=\t\r\n").split())
     if isinstance(task, Arithmetic):
         return _read_arithmetic(line.replace(" ", ""))
+    if not isinstance(task, Countdown):
+        return None
     for form in _FORMS:
         if found := form.fullmatch(line):
             return _countdown([int(digits) for digits in re.findall("[0-9]+", found["numbers"])], int(found["target"]))
@@ -82,8 +84,8 @@ def explain(task: Task, problem: Problem, answer: str | None) -> tuple[bool, str
     if answer is None:
         return False, "the reply does not hold one answer after its thinking"
     if not isinstance(task, Countdown):
-        right = task.grade(problem, answer)
-        return right, f"{problem.question} = {problem.target}" + ("" if right else f", not {answer}")
+        right = task.grade(problem, answer) == 1
+        return right, f"{problem.question} = {problem.expected}" + ("" if right else f", not {answer}")
     outcome = evaluate(answer)
     if outcome is None:
         return False, f"{answer!r} is not an expression that can be computed"

@@ -22,6 +22,7 @@ from fathom.plan.count import train_flops_per_token
 from fathom.rl.loop import train_grpo
 from fathom.runs import Run
 from fathom.tasks import Countdown, Problem, build, distinct_problems
+from fathom.tasks.task import require_held_out
 from fathom.text.chat import parse_reply, render_prompt
 from fathom.text.packing import Batch, PackedLoader
 from fathom.text.padding import DialogueLoader
@@ -190,6 +191,7 @@ def evaluation(world: World, config: Config, run: Run, name: str, source: str) -
         tokenizer = Tokenizer.load(run.tokenizer_path)
         task = build(config.task)
         problems = distinct_problems(task, config.eval.problems, EVALUATION_SEED)
+        require_held_out(problems, run.config.task.held_out_share)  # the run's own, whatever the flags say
         model = model_of_stage(config, run, world, source)
         score, answers = evaluate(
             model, task, tokenizer, problems, config.eval, config.grpo.sampling, config.seed, world

@@ -5,7 +5,8 @@ from typing import Literal
 
 from fathom.config.checks import require_choice, require_positive
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
-from fathom.config.rl import GRPOConfig, ObjectiveConfig, RewardConfig
+from fathom.config.objective import ObjectiveConfig
+from fathom.config.rl import CriticConfig, GRPOConfig, RewardConfig
 from fathom.config.sampling import SamplingConfig
 from fathom.config.task import TaskConfig
 from fathom.config.text import TextConfig
@@ -14,6 +15,7 @@ from fathom.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
 __all__ = [
     "AttentionConfig",
     "Config",
+    "CriticConfig",
     "EvalConfig",
     "GRPOConfig",
     "MoEConfig",

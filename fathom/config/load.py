@@ -9,7 +9,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from fathom.config import Config
+from fathom.config import Config, ObjectiveConfig
+from fathom.config.objectives import named_objective
 
 Section = TypeVar("Section")
 
@@ -67,6 +68,8 @@ def _put(values: dict[str, Any], path: str, value: object) -> None:
 
 def _merge(section: Section, values: Mapping[str, object], prefix: str = "") -> Section:
     """A copy of a config section with `values` laid over it, subsections included."""
+    if isinstance(section, ObjectiveConfig) and values.get("name", section.name) != section.name:
+        section = cast(Section, named_objective(str(values["name"])))  # a name brings its values along
     hints = get_type_hints(type(section))
     changes: dict[str, object] = {}
     for name, value in values.items():

@@ -1,37 +1,12 @@
 """Reinforcement learning from rule-checked rewards (R1)."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from math import isfinite
 
-from fathom.config.checks import require_choice, require_positive
+from fathom.config.checks import require_positive, require_unit_interval
+from fathom.config.objective import ObjectiveConfig
 from fathom.config.sampling import SamplingConfig
 from fathom.config.train import OptimizerConfig, ScheduleConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """The GRPO family: what an advantage is, what is clipped, what is divided by what."""
-
-    advantage: Literal["mean", "mean_std"] = "mean"  # baseline only (Dr. GRPO, V3.2) or DeepSeekMath's z-score
-    clip_low: float = 0.2
-    clip_high: float = 0.28  # above clip_low keeps rare tokens alive (DAPO)
-    clip_dual: float = 0.0  # cap on the ratio where the advantage is negative; 0 sets none
-    aggregation: Literal["token", "sequence", "constant"] = (
-        "token"  # global tokens; mean per answer; answers * max_tokens
-    )
-    kl_beta: float = 0.0  # 0 loads no reference model
-    kl_estimator: Literal["k2", "k3_weighted", "k3"] = "k3_weighted"
-    reference_reset_steps: int = 400  # the reference becomes the current policy (R1); 0 never
-    drop_equal_groups: bool = True  # groups whose rewards are exactly equal teach nothing (DAPO)
-    mask_truncated: bool = False  # no loss on answers cut by length; they stay in the baseline (DAPO)
-
-    def __post_init__(self) -> None:
-        require_choice("objective", "advantage", self.advantage, ("mean", "mean_std"))
-        require_choice("objective", "aggregation", self.aggregation, ("token", "sequence", "constant"))
-        require_choice("objective", "kl_estimator", self.kl_estimator, ("k2", "k3_weighted", "k3"))
-        require_positive("objective", clip_low=self.clip_low, clip_high=self.clip_high)
-        if self.kl_beta < 0 or self.clip_dual < 0:
-            raise ValueError("objective.kl_beta and objective.clip_dual must not be negative; 0 switches them off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +18,35 @@ class RewardConfig:
     language: float = 0.0  # weight of the share of target-language words in the thinking
     soundness: float = 0.0  # weight of the share of tries in the thinking that are legal and add up; not in R1
 
+    def __post_init__(self) -> None:
+        weights = vars(self)
+        for name, weight in weights.items():
+            if not isfinite(weight):
+                raise ValueError(f"grpo.reward.{name}={weight} is no finite number; give the weight of that part")
+        if not any(weights.values()):
+            raise ValueError("grpo.reward gives every part the weight 0, so all answers earn the same; set one above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """The values that PPO compares with; used where objective.advantage=gae (PPO, GAE)."""
+
+    optimizer: OptimizerConfig = field(  # TinyZero: ten times the policy's rate
+        default_factory=lambda: OptimizerConfig(lr=1e-5, weight_decay=0.0)
+    )
+    gamma: float = 1.0  # discount of a reward one token later
+    gae_lambda: float = 1.0  # 1 trusts the sampled rewards alone, 0 the critic's next value
+    value_clip: float = 0.5  # how far a value may move from what it was when the answers were sampled; 0 any distance
+
+    def __post_init__(self) -> None:
+        require_unit_interval("grpo.critic", gamma=self.gamma, gae_lambda=self.gae_lambda)
+        if self.value_clip < 0:
+            raise ValueError(f"grpo.critic.value_clip={self.value_clip} is negative; 0 switches it off")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
-    """Group relative policy optimisation on one task."""
+    """Policy optimisation on one task: groups of answers compared with one another, or each with a critic."""
 
     steps: int = 300
     prompts: int = 16  # questions per step over all workers
@@ -58,6 +58,7 @@ class GRPOConfig:
     save_every: int = 50
     keep_checkpoints: int = 2
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=5e-4, weight_decay=0.0))
@@ -73,12 +74,22 @@ class GRPOConfig:
             save_every=self.save_every,
             keep_checkpoints=self.keep_checkpoints,
         )
-        if self.group < 2:
-            raise ValueError(f"grpo.group={self.group} leaves nothing to compare an answer with; use 2 or more")
+        if self.group < 1:
+            raise ValueError(f"grpo.group={self.group} asks for no answer; use 1 or more")
+        if self.group < 2 and self.objective.advantage != "gae":
+            raise ValueError(
+                f"grpo.group={self.group} leaves nothing to compare an answer with; use 2 or more, or "
+                "objective.advantage=gae"
+            )
         if self.sampling.temperature == 0:
             raise ValueError("grpo.sampling.temperature=0 draws equal answers in every group; use a positive one")
         if self.sampling.truncates or self.sampling.penalises or self.sampling.min_tokens:
             raise ValueError(
                 f"grpo.sampling={self.sampling} rules tokens out or changes their odds, while the loss counts the "
                 "model's own law; set top_p=1, top_k=0, min_p=0, no penalties and min_tokens=0"
+            )
+        if self.objective.clip_dual and self.updates == 1 and self.objective.old_policy == "trainer":
+            raise ValueError(
+                f"objective.clip_dual={self.objective.clip_dual} caps a ratio that grpo.updates=1 holds at exactly 1; "
+                "raise grpo.updates or set clip_dual=0"
             )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from fathom.text.answer import canonical
+from fathom.tasks.answer import canonical
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BOX = "Reason step by step, and put the final answer in \\boxed{}."

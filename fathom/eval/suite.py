@@ -13,8 +13,8 @@ from fathom.infer.request import Request
 from fathom.model import Transformer
 from fathom.parallel.world import World
 from fathom.tasks import Countdown, GradingError, Problem, Task
+from fathom.tasks.answer import canonical
 from fathom.tasks.countdown import count_tries
-from fathom.text.answer import canonical
 from fathom.text.chat import parse_reply, render_prompt
 from fathom.text.tokenizer import Tokenizer
 
@@ -28,6 +28,7 @@ class Answer:
     reply: str
     correct: bool
     length: int  # tokens, end of sequence included
+    undecided: bool = False  # the checker failed or ran out of time; counted as wrong, and said
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Score:
     answers: int  # sampled ones
     mean_tries: float  # of the sampled answers
     mean_length: float  # tokens of the sampled answers
+    undecided: int = 0  # answers, greedy ones too, on which the checker came to no verdict; they count as wrong
 
     def as_record(self) -> dict[str, float]:
         return {name: round(value, 6) for name, value in asdict(self).items()}
@@ -99,18 +101,19 @@ def answer_problems(
     for problem, pieces in zip(problems, engine.generate(requests), strict=True):
         for piece in pieces:
             reply = tokenizer.decode([token for token in piece.tokens if token not in stop])
-            correct = is_correct(task, problem, reply)
-            answers.append(Answer(problem, sampling.temperature == 0, reply, correct, len(piece.tokens)))
+            verdict = judge(task, problem, reply)
+            greedy = sampling.temperature == 0
+            answers.append(Answer(problem, greedy, reply, verdict is True, len(piece.tokens), verdict is None))
     return answers
 
 
-def is_correct(task: Task, problem: Problem, reply: str) -> bool:
-    """Whether the reply's one answer solves the problem; an answer that the checker cannot finish does not."""
+def judge(task: Task, problem: Problem, reply: str) -> bool | None:
+    """Whether the reply's one answer solves the problem; None where the checker cannot say."""
     answer = parse_reply(reply).answer
     try:
-        return answer is not None and task.grade(problem, answer)
+        return answer is not None and task.grade(problem, answer) == 1
     except (GradingError, TimeoutError):
-        return False
+        return None
 
 
 def score_answers(answers: Sequence[Answer]) -> Score:
@@ -134,6 +137,7 @@ def score_answers(answers: Sequence[Answer]) -> Score:
         answers=len(sampled),
         mean_tries=sum(count_tries(parse_reply(a.reply).thinking) for a in sampled) / len(sampled),
         mean_length=sum(a.length for a in sampled) / len(sampled),
+        undecided=sum(a.undecided for a in answers),
     )
 
 

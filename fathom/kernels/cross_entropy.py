@@ -18,7 +18,7 @@ class TokenLogprobs(NamedTuple):
 
     logprob: Tensor
     best: Tensor  # the likeliest token, int64
-    entropy: Tensor  # of the whole distribution, without gradient; zeros unless asked for
+    entropy: Tensor  # of the whole distribution; zeros unless asked for
 
 
 def token_logprobs(
@@ -60,39 +60,52 @@ class _TokenLogprobs(torch.autograd.Function):
             bests.append(at)
             if entropy:
                 entropies.append(normaliser - torch.linalg.vecdot(p, logits))
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.probabilities, ctx.temperature, ctx.rows = kept if needs_grad else None, temperature, rows
         logprob = torch.cat(logprobs) if logprobs else hidden.new_zeros(0, dtype=torch.float32)
-        best = torch.cat(bests) if bests else targets.new_zeros(0)
         spread = torch.cat(entropies) if entropies else torch.zeros_like(logprob)
-        ctx.mark_non_differentiable(best, spread)
+        ctx.save_for_backward(hidden, weight, targets, spread if entropy else None)
+        ctx.probabilities, ctx.temperature, ctx.rows = kept if needs_grad else None, temperature, rows
+        best = torch.cat(bests) if bests else targets.new_zeros(0)
+        ctx.set_materialize_grads(False)  # an entropy that is only looked at has no gradient to compute
+        ctx.mark_non_differentiable(best)
         return logprob, best, spread
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, weight, targets = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, weight, targets, entropy = ctx.saved_tensors
+        rows = ctx.rows
         matrix = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(
             weight.T, memory_format=torch.contiguous_format
         )  # (D, V): sooner summed that way
-        gradient = grads[0] / ctx.temperature
+        gradient = (torch.zeros_like(targets, dtype=torch.float32) if grads[0] is None else grads[0]) / ctx.temperature
+        bends: list[Any] = [None] * len(hidden.split(rows))
+        if grads[2] is not None and entropy is not None:
+            bends = list(zip((grads[2] / ctx.temperature).split(rows), entropy.split(rows), strict=True))
         chunks = zip(
-            ctx.probabilities.split(ctx.rows),
-            hidden.split(ctx.rows),
-            targets.split(ctx.rows),
-            gradient.split(ctx.rows),
-            grad_hidden.split(ctx.rows),
+            ctx.probabilities.split(rows),
+            hidden.split(rows),
+            targets.split(rows),
+            gradient.split(rows),
+            grad_hidden.split(rows),
+            bends,
             strict=True,
         )
-        for p, h, target, g, grad_h in chunks:
+        for p, h, target, g, grad_h, bend in chunks:
             g = g.unsqueeze(1)
-            grad_logits = p.mul_(-g).scatter_add_(1, target.unsqueeze(1), g).to(hidden.dtype)
+            further = None if bend is None else _entropy_gradient(p, *bend)
+            grad_logits = p.mul_(-g).scatter_add_(1, target.unsqueeze(1), g)
+            grad_logits = (grad_logits if further is None else grad_logits.add_(further)).to(hidden.dtype)
             grad_h.copy_(product(grad_logits, matrix))
             add_outer_(grad_weight, h.to(weight.dtype), grad_logits.to(weight.dtype))
         ctx.probabilities = None
         return grad_hidden, grad_weight.T, None, None, None
+
+
+def _entropy_gradient(p: Tensor, pull: Tensor, entropy: Tensor) -> Tensor:
+    """`pull` times dH/dlogits = -p (log p + H); a probability that underflowed adds nothing."""
+    return pull.unsqueeze(1) * (torch.special.entr(p) - p * entropy.unsqueeze(1))
 
 
 def _chunk_rows(hidden: Tensor, weight: Tensor) -> int:

@@ -18,9 +18,17 @@ from fathom.model.ffn import SwiGLU
 
 @dataclass
 class RoutingTrace:
-    """What a training pass notes of the routing, one entry per MoE layer in the order of the layers."""
+    """What a pass notes of the routing, and what it repeats; an entry per MoE layer in the order of the layers.
+
+    With `replay` a token goes to the experts that were recorded for it, -1 where none were, while its gate weights
+    still follow from the live router: selections of the sampler, gradients of the trainer (R3). Layers behind the last
+    recorded one, those of the MTP modules, choose for themselves.
+    """
 
     valid: Float[Tensor, "B T"] | None = None  # tokens that count; None counts all
+    replay: Int[Tensor, "L B T K"] | None = None  # experts to take; None chooses all
+    records: bool = False  # whether `experts` is filled
+    experts: list[Tensor] = field(default_factory=list[Tensor])  # (B, T, K) chosen or replayed
     loads: list[Tensor] = field(default_factory=list[Tensor])  # (E,) token-expert pairs
     balance: list[Tensor] = field(default_factory=list[Tensor])  # sequence-wise balance losses, not yet weighted
 
@@ -36,8 +44,13 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.moe.n_routed_experts, config.hidden_size))
         self.register_buffer("selection_bias", torch.zeros(config.moe.n_routed_experts))
 
-    def forward(self, x: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (N, E), chosen experts (N, K) and their gate weights (N, K)."""
+    def forward(
+        self, x: Float[Tensor, "N D"], replay: Int[Tensor, "N K"] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (N, E), chosen experts (N, K) and their gate weights (N, K).
+
+        Experts of `replay` take the place of the choice where they are not -1.
+        """
         c = self.config
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
@@ -49,6 +62,8 @@ class Router(nn.Module):
             else:
                 best = 2 if c.has_selection_bias else 1
                 experts = choose_experts(choice, c.num_experts_per_tok, c.n_group, c.topk_group, best)
+            if replay is not None:
+                experts = torch.where(replay >= 0, replay, experts)
         return scores, experts, gate_weights(scores, experts, c.norm_topk_prob, c.routed_scaling_factor)
 
 
@@ -69,7 +84,7 @@ class MoE(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], trace: RoutingTrace | None = None) -> Float[Tensor, "B T D"]:
         tokens = x.flatten(0, 1)
-        scores, experts, weights = self.router(tokens)
+        scores, experts, weights = self.router(tokens, None if trace is None else self._recorded(trace, tokens))
         if self.fp8 is None:
             out = grouped_swiglu(tokens, experts, weights, self.gate_up, self.down).view_as(x)
         else:
@@ -78,10 +93,26 @@ class MoE(nn.Module):
             self._note(trace, scores.view(*x.shape[:2], -1), experts)
         return out if self.shared is None else out + self.shared(x)
 
+    def _recorded(self, trace: RoutingTrace, tokens: Float[Tensor, "N D"]) -> Int[Tensor, "N K"] | None:
+        """The experts that the trace holds for this layer, the next one in order."""
+        layer = len(trace.loads)
+        if trace.replay is None or layer >= len(trace.replay):
+            return None
+        experts = trace.replay[layer].flatten(0, 1)
+        wanted = (len(tokens), self.config.num_experts_per_tok)
+        if experts.shape != wanted:
+            raise ValueError(
+                f"the recorded experts of MoE layer {layer} have the shape {tuple(experts.shape)}, but its tokens ask "
+                f"for {wanted}; replay what this model recorded for this very batch"
+            )
+        return experts.to(tokens.device)
+
     def _note(self, trace: RoutingTrace, scores: Float[Tensor, "B T E"], experts: Int[Tensor, "N K"]) -> None:
         # an MTP module sees the row without its first tokens
         valid = None if trace.valid is None else trace.valid[:, -scores.shape[1] :]
         counted = experts if valid is None else experts[valid.flatten() > 0]
+        if trace.records:
+            trace.experts.append(experts.view(*scores.shape[:2], -1))
         trace.loads.append(expert_load(counted, self.config.n_routed_experts))
         if self.config.seq_aux_alpha:
             trace.balance.append(sequence_balance_loss(scores, self.config.num_experts_per_tok, valid))

@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fathom.config import ObjectiveConfig
+from fathom.rl.divergence import kl
+from fathom.rl.surrogate import policy_gain
 
 STD_EPS = 1e-6  # added to a group's standard deviation
-MAX_LOG_RATIO = 20.0  # exponents are clamped here: e^20 = 4.9e8 stays finite in every sum
 
 
 def advantages(
@@ -86,76 +87,47 @@ def denominator(mask: Bool[Tensor, "N T"], objective: ObjectiveConfig, max_token
             return mask.any(1).sum() * max_tokens
 
 
-def kl(
-    logp: Float[Tensor, "*N"],
-    ref_logp: Float[Tensor, "*N"],
-    estimator: str,
-    old_logp: Float[Tensor, "*N"] | None = None,
-) -> Float[Tensor, "*N"]:
-    """Per-token estimate of KL(policy || reference) for use in a loss, from tokens the policy drew.
-
-    "k2", (log p - log r)^2 / 2, and "k3_weighted", k3 times the ratio to the policy that sampled (V3.2),
-    have the true gradient in expectation. "k3", r/p - log(r/p) - 1 (DeepSeekMath eq. 4), has the true value
-    but another gradient. k1 = log p - log r has none at all in expectation, so it is refused. `old_logp` is
-    the log-probability at sampling; None takes the current one.
-    """
-    logp, ref_logp = logp.float(), ref_logp.float()
-    gap = ref_logp - logp
-    match estimator:
-        case "k2":
-            return gap.square() / 2
-        case "k3":
-            return _bounded_exp(gap) - gap - 1
-        case "k3_weighted":
-            old_logp = logp.detach() if old_logp is None else old_logp.float()
-            return _bounded_exp(logp - old_logp) * (_bounded_exp(gap) - gap - 1)
-        case _:
-            raise ValueError(f"kl_estimator={estimator!r} cannot stand in a loss; choose k2, k3_weighted or k3")
-
-
-def sampling_weight(
-    logp: Float[Tensor, "N T"], sampled_logp: Float[Tensor, "N T"], cap: float = 2.0
-) -> Float[Tensor, "N T"]:
-    """min(p_training / p_sampling, cap) per token, detached: corrects for a sampler that computes differently.
-
-    It belongs to the policy term alone, once (truncated importance sampling; 2 is its authors' GSM8K cap).
-    """
-    return _bounded_exp(logp.detach().float() - sampled_logp.float()).clamp(max=cap)
-
-
 def policy_loss(
     logp: Float[Tensor, "N T"],
     old_logp: Float[Tensor, "N T"] | None,
-    advantages: Float[Tensor, " N"],
+    advantages: Float[Tensor, " N"] | Float[Tensor, "N T"],
     mask: Bool[Tensor, "N T"],
     objective: ObjectiveConfig,
     denominator: Int[Tensor, ""] | int,
     ref_logp: Float[Tensor, "N T"] | None = None,
     weight: Float[Tensor, "N T"] | None = None,
+    entropy: Float[Tensor, "N T"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Clipped policy loss of one micro-batch, divided by the global `denominator`, and its metrics.
+
+    `weight` multiplies the policy term alone; it and `advantages` are constants. `entropy`, with its gradient, is
+    needed where the objective weighs it.
 
     Add the losses (or gradients) of all micro-batches and workers; nothing more is to be divided. With one
     update per batch pass None for `old_logp`: the ratio is then exactly 1. With several, freeze it before the
     first. Values under the mask may be anything. A batch without trained tokens gives a loss of zero.
     The metrics are detached sums over trained tokens; `metric_means` turns their totals into shares.
     """
-    if objective.kl_beta > 0 and ref_logp is None:
+    in_loss = objective.kl_beta > 0 and objective.kl_in == "loss"
+    if in_loss and ref_logp is None:
         raise ValueError(
             f"objective.kl_beta={objective.kl_beta} needs the reference's log-probabilities; pass ref_logp"
         )
+    if objective.entropy_weight and entropy is None:
+        raise ValueError(f"objective.entropy_weight={objective.entropy_weight} needs the entropies; pass entropy")
     logp = logp.float().where(mask, 0.0)
     old_logp = logp.detach() if old_logp is None else old_logp.detach().float().where(mask, 0.0)
-    ratio = _bounded_exp(logp - old_logp)
-    advantage = advantages.float().unsqueeze(1).expand_as(ratio)  # (N, T)
-    gain = _clipped_gain(ratio, advantage, objective)
+    advantage = advantages.detach().float()
+    advantage = advantage.unsqueeze(1).expand_as(logp) if advantage.ndim == 1 else advantage  # (N, T)
+    gain, metrics = policy_gain(logp, old_logp, advantage, mask, objective)
     loss = -gain if weight is None else -gain * weight.detach().float().where(mask, 0.0)
-    metrics = _clip_counts(ratio.detach(), advantage, mask, objective)
     if ref_logp is not None:
         ref_logp = ref_logp.detach().float().where(mask, 0.0)
         metrics["kl"] = kl(logp.detach(), ref_logp, "k3").sum()
-        if objective.kl_beta > 0:
+        if in_loss:
             loss = loss + objective.kl_beta * kl(logp, ref_logp, objective.kl_estimator, old_logp)
+    if objective.entropy_weight and entropy is not None:
+        loss = loss - objective.entropy_weight * entropy.float()
     rows = loss.where(mask, 0.0).sum(1)
     if objective.aggregation == "sequence":
         rows = rows / mask.sum(1).clamp(min=1)
@@ -192,28 +164,3 @@ def _group_index(groups: Tensor) -> tuple[Tensor, int]:
     """Groups numbered from 0 without gaps, and how many there are."""
     ids, index = cast(tuple[Tensor, Tensor], torch.unique(groups, return_inverse=True))
     return index, len(ids)
-
-
-def _bounded_exp(x: Tensor) -> Tensor:
-    return x.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-
-
-def _clipped_gain(ratio: Tensor, advantage: Tensor, objective: ObjectiveConfig) -> Tensor:
-    clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
-    gain = torch.minimum(ratio * advantage, clipped * advantage)
-    if objective.clip_dual > 0:
-        capped = torch.maximum(gain, objective.clip_dual * advantage)
-        gain = capped.where(advantage < 0, gain)
-    return gain
-
-
-def _clip_counts(ratio: Tensor, advantage: Tensor, mask: Tensor, objective: ObjectiveConfig) -> dict[str, Tensor]:
-    """Trained tokens, and those among them whose gradient a clip has cut, by the sign of their advantage."""
-    counts = {
-        "tokens": mask,
-        "clip_high": mask & (advantage > 0) & (ratio > 1 + objective.clip_high),
-        "clip_low": mask & (advantage < 0) & (ratio < 1 - objective.clip_low),
-    }
-    if objective.clip_dual > 0:
-        counts["clip_dual"] = mask & (advantage < 0) & (ratio > objective.clip_dual)
-    return {name: tokens.sum() for name, tokens in counts.items()}

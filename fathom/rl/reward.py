@@ -6,6 +6,7 @@ false sums, which earns the same.
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from fathom.config import RewardConfig
 from fathom.tasks import GradingError, Problem, Task
@@ -30,17 +31,18 @@ class Reward:
     format: float  # 1.0 when the reply is thinking, then answer, and nothing else
     language: float  # share of the thinking's words in the target language
     soundness: float = 0.0  # share of the thinking's tries that keep the rules and add up
+    failure: Literal["", "timeout", "crash"] = ""  # why there is no accuracy
 
 
 def score(task: Task, problem: Problem, completion: str, config: RewardConfig) -> Reward:
     """Judge a decoded completion (all that follows the prompt); text after the end of sequence never counts."""
     reply = parse_reply(completion)
-    accuracy = 0.0 if reply.answer is None else _accuracy(task, problem, reply.answer)
+    accuracy, failure = (0.0, "") if reply.answer is None else _accuracy(task, problem, reply.answer)
     well_formed = float(reply.well_formed)
     language = language_consistency(reply.thinking)
     soundness = task.soundness(problem, reply.thinking) if well_formed else 0.0
     if accuracy is None:
-        return Reward(None, None, well_formed, language, soundness)
+        return Reward(None, None, well_formed, language, soundness, failure)
     total = config.accuracy * accuracy + config.format * well_formed + config.language * language
     return Reward(total + config.soundness * soundness, accuracy, well_formed, language, soundness)
 
@@ -56,8 +58,10 @@ def language_consistency(thinking: str) -> float:
     return sum(1 for word in words if _LATIN.fullmatch(word)) / len(words)
 
 
-def _accuracy(task: Task, problem: Problem, answer: str) -> float | None:
+def _accuracy(task: Task, problem: Problem, answer: str) -> tuple[float | None, Literal["", "timeout", "crash"]]:
     try:
-        return float(task.grade(problem, answer))
-    except (GradingError, TimeoutError):
-        return None
+        return float(task.grade(problem, answer)), ""
+    except TimeoutError:
+        return None, "timeout"
+    except GradingError:
+        return None, "crash"

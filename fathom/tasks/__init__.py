@@ -2,18 +2,44 @@
 
 from fathom.config import TaskConfig
 from fathom.tasks.arithmetic import Arithmetic
+from fathom.tasks.code import code
 from fathom.tasks.countdown import Countdown
+from fathom.tasks.custom import custom
+from fathom.tasks.equations import equation
+from fathom.tasks.grid import grid
+from fathom.tasks.gym import gym
+from fathom.tasks.logic import logic
+from fathom.tasks.mathematics import mathematics
+from fathom.tasks.multiplication import multiplication
+from fathom.tasks.sandbox import require_isolation
+from fathom.tasks.sorting import sorting
+from fathom.tasks.strings import strings
 from fathom.tasks.task import GradingError, Problem, Task, distinct_problems
 
 __all__ = ["Arithmetic", "Countdown", "GradingError", "Problem", "Task", "build", "distinct_problems"]
 
+KINDS = {
+    "countdown": Countdown,
+    "arithmetic": Arithmetic,
+    "multiplication": multiplication,
+    "equation": equation,
+    "sorting": sorting,
+    "strings": strings,
+    "logic": logic,
+    "grid": grid,
+    "jsonl": mathematics,
+    "code": code,
+    "custom": custom,
+    "gym": gym,
+}
+FOREIGN = ("code", "custom", "gym")  # their answers or checks run in a child
+
 
 def build(config: TaskConfig) -> Task:
-    """The task that `config.kind` names; raises ValueError for a name that is none."""
-    match config.kind:
-        case "countdown":
-            return Countdown(config)
-        case "arithmetic":
-            return Arithmetic(config)
-        case _:
-            raise ValueError(f"task.kind={config.kind!r} is unknown; choose countdown or arithmetic")
+    """The task that `config.kind` names.
+
+    Raises RuntimeError for a task that runs foreign code where nothing cuts that off from network and files.
+    """
+    if config.kind in FOREIGN or config.math_verify:
+        require_isolation(config.isolation)
+    return KINDS[config.kind](config)

@@ -5,7 +5,9 @@ import re
 
 from fathom.config import TaskConfig
 from fathom.tasks.expression import Step, apply_step, read_steps, uses_up
-from fathom.tasks.task import Problem, draw_from_split, problem_key, render_worked
+from fathom.tasks.task import Problem, draw_count, draw_from_split, problem_key, render_worked, worded
+
+WORDS = "What is {question}?"
 
 
 class Arithmetic:
@@ -19,11 +21,12 @@ class Arithmetic:
 
     def sample(self, rng: random.Random, held_out: bool) -> Problem:
         """Draw operands and operators independently and uniformly until the steps are legal and the split fits."""
-        return draw_from_split(lambda: self._draw(rng), held_out, self.config.held_out_share)
+        problem = draw_from_split(lambda: self._draw(rng), held_out, self.config.held_out_share)
+        return worded(problem, self.config.prompt, WORDS)
 
     def worked(self, problem: Problem, rng: random.Random) -> str:
         """The steps in the order of precedence, then the value; one way only, so `rng` is not drawn from."""
-        steps = work_out(problem.question)
+        steps = work_out(problem.bare or problem.question)
         if steps is None:
             raise ValueError(f"question {problem.question!r} has a step outside the whole numbers")
         return render_worked(",".join(map(str, steps)), str(steps[-1].result))
@@ -39,7 +42,7 @@ class Arithmetic:
 
     def _draw(self, rng: random.Random) -> Problem | None:
         config = self.config
-        numbers = tuple(rng.randint(1, config.max_number) for _ in range(config.numbers))
+        numbers = tuple(rng.randint(1, config.max_number) for _ in range(draw_count(rng, config)))
         question = str(numbers[0]) + "".join(f"{rng.choice(config.operators)}{n}" for n in numbers[1:])
         steps = work_out(question)
         if steps is None or steps[-1].result > config.max_target:

@@ -4,16 +4,24 @@ import random
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import combinations, combinations_with_replacement, product
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import NamedTuple, TypeVar, cast
 
 from fathom.config import TaskConfig
+from fathom.config.task import MOST
 from fathom.tasks.expression import Expression, Step, apply_step, join, number, read_steps, uses_up
 from fathom.tasks.grade import evaluate
-from fathom.tasks.task import Problem, draw_from_split, is_held_out, problem_key, render_worked
+from fathom.tasks.lines import read_lines
+from fathom.tasks.task import Problem, draw_count, draw_from_split, is_held_out, problem_key, render_worked, worded
 
 Item = TypeVar("Item", int, Expression)
 
 MAX_REDRAWS = 8  # attempts at a failed try that is new and misses, before a solution shows one fewer
+
+WORDS = (
+    "Combine the numbers {numbers} into an expression worth {target}. Use every number exactly once, with brackets and "
+    "no other signs than {operators}. Think first; then give the expression alone as the answer, such as (7+2)-3."
+)
 
 
 class Move(NamedTuple):
@@ -63,6 +71,26 @@ def count_tries(thinking: str) -> int:
     return sum(1 for attempt in thinking.split(";") if attempt.strip())
 
 
+def stated(numbers: tuple[int, ...], target: int) -> Problem:
+    """The problem in its short form, `8,2,4:10`."""
+    return Problem(",".join(map(str, numbers)) + f":{target}", problem_key(numbers, target), numbers, target)
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """Problems from a JSONL file with TinyZero's fields, `nums` and `target`.
+
+    Raises ValueError naming the line that is none.
+    """
+    problems: list[Problem] = []
+    for place, line in read_lines(path):
+        numbers, target = line.get("nums"), line.get("target")
+        whole = isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in cast(list[object], numbers))
+        if not whole or not 2 <= len(cast(list[int], numbers)) <= MOST["countdown"] or type(target) is not int:
+            raise ValueError(f"{path} line {place}: it has no nums, 2 to 6 whole numbers, and target, a whole number")
+        problems.append(stated(tuple(cast(list[int], numbers)), target))
+    return problems
+
+
 class Countdown:
     """The task under one config.
 
@@ -73,10 +101,16 @@ class Countdown:
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
+        self.given = read_problems(Path(config.file)) if config.file else []
 
     def sample(self, rng: random.Random, held_out: bool) -> Problem:
-        """Draw numbers independently and uniformly, then one of their targets, until the split fits."""
-        return draw_from_split(lambda: self._draw(rng), held_out, self.config.held_out_share)
+        """Draw numbers independently and uniformly, then one of their targets, until the split fits.
+
+        Where the config names a file, draw one of its problems.
+        """
+        draw = (lambda: rng.choice(self.given)) if self.given else (lambda: self._draw(rng))
+        words = WORDS.replace("{operators}", " ".join(self.config.operators))
+        return worded(draw_from_split(draw, held_out, self.config.held_out_share), self.config.prompt, words)
 
     def worked(self, problem: Problem, rng: random.Random) -> str:
         """A search in random legal tries, the last one right, and its expression as the answer.
@@ -128,13 +162,12 @@ class Countdown:
 
     def _draw(self, rng: random.Random) -> Problem | None:
         config = self.config
-        numbers = tuple(rng.randint(1, config.max_number) for _ in range(config.numbers))
+        numbers = tuple(rng.randint(1, config.max_number) for _ in range(draw_count(rng, config)))
         options = targets(tuple(sorted(numbers)), config.operators, config.max_target)
         if not options:
             return None
         target = rng.choice(options)
-        question = ",".join(map(str, numbers)) + f":{target}"
-        return Problem(question, problem_key(numbers, target), numbers, target)
+        return stated(numbers, target)
 
     def _failed_tries(self, problem: Problem, count: int, rng: random.Random) -> list[str]:
         tries: list[str] = []

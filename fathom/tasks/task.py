@@ -2,9 +2,12 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
+
+from fathom.config import TaskConfig
 
 MAX_DRAWS = 20_000  # fruitless draws in a row after which a split is taken for exhausted
 
@@ -19,8 +22,17 @@ class Problem:
 
     question: str
     key: str  # `problem_key` of the numbers and the target
-    numbers: tuple[int, ...]  # as the question gives them
-    target: int
+    numbers: tuple[int, ...] = ()  # as the question gives them
+    target: int = 0
+    answer: str = ""  # the right answer as a reply would write it, where it is not an expression or the target
+    truth: str = ""  # JSON of what a check in a child process must know
+    reasoning: str = ""  # a worked solution, where the problem came with one
+    bare: str = ""  # the question without the words that `task.prompt` puts around it; empty where there are none
+
+    @property
+    def expected(self) -> str:
+        """The right answer in words for people."""
+        return self.answer or str(self.target)
 
 
 @runtime_checkable
@@ -39,8 +51,11 @@ class Task(Protocol):
         """Share of the thinking's tries that keep the rules and whose arithmetic is true; 0 without any."""
         ...
 
-    def grade(self, problem: Problem, answer: str) -> bool:
-        """Whether `answer` is right; may raise GradingError or TimeoutError, never on hostile text alone."""
+    def grade(self, problem: Problem, answer: str) -> float:
+        """1 where `answer` is right, 0 where it is wrong; a task of your own may give shares in between.
+
+        May raise GradingError or TimeoutError, never on hostile text alone where the checker is ours.
+        """
         ...
 
 
@@ -54,6 +69,39 @@ def problem_key(numbers: Sequence[int], target: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def text_key(text: str) -> str:
+    """Canonical hash (64 hex digits) of a question in words: neither spacing, case nor width of letters counts."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def worded(problem: Problem, prompt: str, words: str = "{question}") -> Problem:
+    """The problem with its question put into `prompt`, or into the task's own `words` for the prompt "words"."""
+    template = words if prompt == "words" else prompt
+    if not template:
+        return problem
+    numbers = ", ".join(map(str, problem.numbers))
+    told = template.replace("{numbers}", numbers).replace("{target}", str(problem.target))
+    return replace(problem, question=told.replace("{question}", problem.question), bare=problem.question)
+
+
+def require_disjoint(trained: Collection[str], asked: Iterable[str]) -> None:
+    """Raise ValueError where a problem that is to be asked, by its key, belongs to those that are trained on."""
+    asked = list(asked)
+    known = sum(key in trained for key in asked)
+    if known:
+        raise ValueError(
+            f"{known} of {len(asked)} problems to evaluate on are among the training problems, so a score would count "
+            "what was learned by heart; leave them out, or train on others"
+        )
+
+
+def require_held_out(problems: Iterable[Problem], share: float) -> None:
+    """Raise ValueError where a problem belongs to the training side of a run that kept `share` for evaluation."""
+    asked = [problem.key for problem in problems]
+    require_disjoint({key for key in asked if not is_held_out(key, share)}, asked)
+
+
 def is_held_out(key: str, share: float) -> bool:
     """Whether a key belongs to the `share` of all problems kept for evaluation."""
     return int(key[:12], 16) < share * 16**12
@@ -62,6 +110,13 @@ def is_held_out(key: str, share: float) -> bool:
 def render_worked(thinking: str, answer: str) -> str:
     """A reply as the chat template wants it; the template itself has opened the thinking."""
     return f"{thinking}</think><answer>{answer}</answer>"
+
+
+def draw_count(rng: random.Random, config: TaskConfig) -> int:
+    """How many numbers a problem has; drawn, at equal odds, only where the config leaves a choice."""
+    if config.fewest_numbers in (0, config.numbers):
+        return config.numbers
+    return rng.randint(config.fewest_numbers, config.numbers)
 
 
 def draw_from_split(draw: Callable[[], Problem | None], held_out: bool, share: float) -> Problem:
@@ -73,7 +128,7 @@ def draw_from_split(draw: Callable[[], Problem | None], held_out: bool, share: f
     split = "held-out" if held_out else "training"
     raise ValueError(
         f"no {split} problem appeared in {MAX_DRAWS} draws with task.held_out_share={share}; "
-        "change that share, raise task.max_target, or allow more task.operators"
+        "change that share, raise task.numbers or task.max_target, or allow more task.operators"
     )
 
 

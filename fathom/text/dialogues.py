@@ -78,10 +78,13 @@ def _neighbours(config: TaskConfig) -> list[TaskConfig]:
 
     Not much larger: what a model learns of rare numbers it must learn again for the task's own.
     """
-    plain = replace(config, max_failed_tries=0)
+    plain = replace(config, max_failed_tries=0, fewest_numbers=0, file="")
+    if config.kind not in ("countdown", "arithmetic"):  # of another task; those alone have sizes to differ in
+        plain = replace(plain, kind="countdown", numbers=min(config.numbers, max(SIZES)), prompt="")
     largest = math.ceil(STRETCH * config.max_number)
-    others = [replace(plain, numbers=numbers) for numbers in SIZES if numbers != config.numbers]
-    if config.numbers not in SIZES:
+    fewest = config.fewest_numbers or config.numbers
+    others = [replace(plain, numbers=numbers) for numbers in SIZES if not fewest <= numbers <= config.numbers]
+    if plain.numbers not in SIZES:
         return others
     own = replace(plain, max_number=largest, max_target=config.numbers * largest)
-    return [*others, *[own] * len(others)]
+    return [*others, *[own] * max(1, len(others))]

@@ -34,7 +34,8 @@ def stated_problems(text: str) -> Iterator[Stated]:
 
 def is_in_range(config: TaskConfig, numbers: tuple[int, ...], target: int) -> bool:
     """Whether the task could ask this: as many numbers, numbers and target within its limits."""
-    fits = len(numbers) == config.numbers and all(1 <= number <= config.max_number for number in numbers)
+    fewest = config.fewest_numbers or config.numbers
+    fits = fewest <= len(numbers) <= config.numbers and all(1 <= number <= config.max_number for number in numbers)
     return fits and 1 <= target <= config.max_target
 
 

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fathom.config import OptimizerConfig
 from fathom.model import Transformer, update_selection_bias
@@ -16,6 +16,23 @@ from fathom.train.microscope import Fallback
 from fathom.train.optimizer import build_optimizer
 
 M = TypeVar("M")
+
+
+@runtime_checkable
+class Steppable(Protocol):
+    """What a step asks for: a model with its optimizer, and copies of the weights of which "ema" follows them."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    @property
+    def copies(self) -> dict[str, list[Tensor]]: ...
 
 
 @dataclass
@@ -61,7 +78,7 @@ class StepReport:
 
 
 def train_step(
-    state: TrainState,
+    state: Steppable,
     micro_batches: Sequence[M],
     losses_of: Callable[[M], Losses],
     rates: Rates,

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 from fathom.chain import verbs
+from fathom.chain.examine import read_unseen
 from fathom.cli import main
-from fathom.config import EvalConfig
+from fathom.config import Config, EvalConfig, TaskConfig
 from fathom.eval import r1
 from fathom.eval.exam import Exam
+from fathom.eval.questions import Question
 from fathom.runs import Run
+from fathom.tasks import Problem, build
+from fathom.tasks.task import is_held_out
 
 QUESTION, ANSWER = "8,2,4:10", "8+4-2"
 
@@ -193,3 +197,21 @@ metric_list: [{{metric: acc}}]
     assert main(words) == 0
     assert "|mine " in capsys.readouterr().out
     assert json.loads(output.read_text())["results"]["mine"]["acc,none"] in (0.0, 1.0)
+
+
+def test_questions_that_the_run_trained_on_are_refused(tmp_path: Path) -> None:
+    """By canonical hash: spacing and case do not hide them; those that were held out may be asked."""
+    lines = [f'{{"question": "How much is {n} and {n}?", "answer": "{2 * n}"}}' for n in range(40)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    task = TaskConfig(kind="jsonl", file=str(tmp_path / "own.jsonl"), held_out_share=0.5)
+    sides = {held_out: [p for p in build(task).problems if is_held_out(p.key, 0.5) == held_out] for held_out in (0, 1)}
+    config = Config(task=task)
+
+    def asked(problems: list[Problem]) -> list[Question]:
+        text = "\n".join(json.dumps({"question": f" {p.question.upper()}", "answer": p.answer}) for p in problems)
+        (tmp_path / "asked.jsonl").write_text(text)
+        return read_unseen(tmp_path / "asked.jsonl", config)
+
+    assert len(asked(sides[1])) == len(sides[1]) > 10
+    with pytest.raises(ValueError, match=f"1 of {len(sides[1]) + 1} problems to evaluate on are among the training"):
+        asked([*sides[1], sides[0][0]])

@@ -8,7 +8,8 @@ import pytest
 
 from fathom.config import Config, TextConfig
 from fathom.config.load import from_json, load_config, to_json
-from fathom.presets import PRESETS, preset
+from fathom.config.objectives import named_objective
+from fathom.presets import LAPTOP, PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -86,3 +87,16 @@ def test_files_that_cannot_be_read_get_one_sentence(tmp_path: Path) -> None:
         from_json("{")
     with pytest.raises(ValueError, match="not a JSON object"):
         from_json("[]")
+
+
+def test_the_name_of_an_objective_brings_its_values_and_other_fields_lie_over_them(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[grpo.objective]\nname = "dapo"\nclip_high = 0.3\n')
+    assert load_config(LAPTOP, file).grpo.objective == replace(named_objective("dapo"), clip_high=0.3)
+    found = load_config(LAPTOP, file, {"grpo.objective.name": "gspo"}).grpo.objective
+    assert found == replace(named_objective("gspo"), clip_high=0.3)
+    again = from_json(to_json(load_config(LAPTOP, file)))
+    assert again.grpo.objective == replace(named_objective("dapo"), clip_high=0.3)
+    file.write_text('[grpo.objective]\nname = "drgrpo"\n')
+    with pytest.raises(ValueError, match="did you mean dr_grpo"):
+        load_config(LAPTOP, file)

@@ -8,7 +8,7 @@ import torch
 
 from fathom.config import AttentionConfig, EvalConfig, ModelConfig, MoEConfig, SamplingConfig, TaskConfig
 from fathom.eval.passk import wilson
-from fathom.eval.suite import Answer, Score, evaluate, is_correct, random_play, score_answers
+from fathom.eval.suite import Answer, Score, evaluate, judge, random_play, score_answers
 from fathom.model import Transformer
 from fathom.parallel.world import World
 from fathom.tasks import Countdown, GradingError, Problem, distinct_problems
@@ -114,7 +114,7 @@ def test_equal_answers_to_a_problem_prove_no_more_than_one() -> None:
     ],
 )
 def test_a_reply_is_right_when_its_one_answer_is(reply: str, correct: bool) -> None:
-    assert is_correct(TASK, Problem("1,2:3", "a", (1, 2), 3), reply) == correct
+    assert judge(TASK, Problem("1,2:3", "a", (1, 2), 3), reply) == correct
 
 
 @pytest.mark.parametrize("error", [GradingError("broke"), TimeoutError()])
@@ -123,7 +123,7 @@ def test_an_answer_that_breaks_the_checker_is_not_right(error: Exception) -> Non
         def grade(self, problem: Problem, answer: str) -> bool:
             raise error
 
-    assert not is_correct(Broken(TASK.config), Problem("1,2:3", "a", (1, 2), 3), "</think><answer>1+2</answer>")
+    assert judge(Broken(TASK.config), Problem("1,2:3", "a", (1, 2), 3), "</think><answer>1+2</answer>") is None
 
 
 def test_every_problem_gets_its_samples_and_one_greedy_answer(model: Transformer, tokenizer: Tokenizer) -> None:

@@ -23,12 +23,28 @@ def test_value_gradient_and_entropy(temperature: float) -> None:
     torch.testing.assert_close(found.logprob, wanted, atol=1e-5, rtol=1e-5)
     distribution = torch.distributions.Categorical(logits=logits)
     torch.testing.assert_close(found.entropy, distribution.entropy(), atol=1e-5, rtol=1e-5)
-    assert not found.entropy.requires_grad
     direction = torch.linspace(-1, 2, 11)
     ours = torch.autograd.grad(found.logprob, (hidden, weight), direction)
     theirs = torch.autograd.grad(wanted, (hidden, weight), direction)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("tokens", "vocabulary"), [(11, 40), (700, 1000)])  # the second in two chunks
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("both", [False, True])
+def test_the_gradient_of_the_entropy(tokens: int, vocabulary: int, temperature: float, both: bool) -> None:
+    """Against a table of logits: of the entropy alone, and of a loss that holds log-probabilities too."""
+    hidden, weight, targets = inputs(tokens, vocabulary)
+    found = token_logprobs(hidden, weight, targets, temperature, entropy=True)
+    law = torch.distributions.Categorical(logits=hidden @ weight.T / temperature)
+    direction = torch.linspace(-1, 2, tokens)
+    ours = (found.entropy * direction).sum() + both * found.logprob.sum()
+    theirs = (law.entropy() * direction).sum() + both * law.log_prob(targets).sum()
+    wanted = torch.autograd.grad(theirs, (hidden, weight))
+    for a, b in zip(torch.autograd.grad(ours, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        assert float(b.abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 4, 5, 8, 9])

@@ -22,9 +22,14 @@ from fathom.config import (
     OptimizerConfig,
     SamplingConfig,
 )
+from fathom.config.objectives import named_objective
 from fathom.model import Transformer
 from fathom.parallel.world import World, choose_device, launch
-from fathom.rl.loop import Reference, update
+from fathom.rl.batch import by_length, collate
+from fathom.rl.critic import CriticState
+from fathom.rl.loop import update, update_critic, update_once, whitened
+from fathom.rl.losses import take_notes
+from fathom.rl.reference import Reference
 from fathom.rl.reward import Reward
 from fathom.rl.rollout import Episode, Rollout
 from fathom.runs import Run
@@ -134,6 +139,35 @@ def reinforce(world: World, path: Path) -> dict[str, object]:
     return {"weights": weights_of(state), "numbers": numbers}
 
 
+def compare_with_a_critic(world: World, path: Path) -> dict[str, object]:
+    """PPO: advantages whitened over all processes, a critic's steps beside the policy's."""
+    config = GRPOConfig(
+        steps=STEPS,
+        prompts=4,
+        group=3,
+        updates=2,
+        micro_batch_rows=4,
+        objective=named_objective("ppo"),
+        sampling=SamplingConfig(max_tokens=8),
+        optimizer=OPTIMIZER,
+    )
+    state = TrainState.start(build(), OPTIMIZER)
+    critic = CriticState.start(state, config.critic, world)
+    place = Place(Run(path), "grpo", world)
+    mine = [e for e in episodes_of(0) if e.group % world.size == world.rank]
+    notes = [
+        take_notes(state.model, None, critic.model, micro, config, place)
+        for micro in by_length(collate(mine, config), np.arange(len(mine)), 4)
+    ]
+    (micros,) = whitened([notes], config, place)
+    rates = Rates(lr=1e-3, clip_norm=0.0, bias_speed=0.0)
+    report = update_once(place, config, state, Reference(state, config), micros, rates)
+    values = update_critic(place, config, critic, micros, rates)
+    weights = weights_of(state) | {f"critic.{name}": t for name, t in critic.model.state_dict().items()}
+    per_token = {name: value / report.parts["tokens"] for name, value in report.parts.items() if name != "loss"}
+    return {"weights": weights, "numbers": [report.parts["loss"], per_token, values.parts, report.grad_norm]}
+
+
 def collectives(world: World) -> dict[str, object]:
     tensors = [torch.full((2, 2), float(world.rank + 1)), torch.tensor([1, 2 + world.rank])]
     world.sum(tensors)
@@ -148,7 +182,8 @@ def collectives(world: World) -> dict[str, object]:
 
 def everything(world: World, path: Path) -> list[object]:
     """What every process has in the end, gathered."""
-    return world.gather((pretrain(world), reinforce(world, path), collectives(world)))
+    runs = (pretrain(world), reinforce(world, path), compare_with_a_critic(world, path))
+    return world.gather((*runs, collectives(world)))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +194,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 @pytest.mark.ranks
 def test_two_processes_train_the_weights_of_one(pair: list[object], tmp_path: Path) -> None:
-    for number, alone in enumerate((pretrain(ALONE), reinforce(ALONE, tmp_path))):
+    alone_runs = (pretrain(ALONE), reinforce(ALONE, tmp_path), compare_with_a_critic(ALONE, tmp_path))
+    for number, alone in enumerate(alone_runs):
         first, second = (rank[number] for rank in pair)
         for name, tensor in alone["weights"].items():
             assert torch.equal(first["weights"][name], second["weights"][name]), name
@@ -187,7 +223,7 @@ def compare(found: object, wanted: object) -> None:
 @pytest.mark.ranks
 def test_what_processes_exchange(pair: list[object]) -> None:
     for rank in pair:
-        assert rank[2] == {
+        assert rank[3] == {
             "sum": [[[3.0, 3.0], [3.0, 3.0]], [2, 5]],
             "dtype": torch.int64,
             "numbers": (1.0, 1.0, 2.0**41),

@@ -10,29 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.config import GRPOConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig, ScheduleConfig
+from fathom.config import GRPOConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig, ScheduleConfig, TaskConfig
+from fathom.config.objectives import named_objective
 from fathom.infer.engine import Engine
 from fathom.model import Transformer
 from fathom.model.moe import moe_layers
 from fathom.parallel.world import World
+from fathom.rl.batch import by_length, collate, nothing
 from fathom.rl.grpo import advantages, policy_loss
-from fathom.rl.loop import (
-    Reference,
-    by_length,
-    collate,
-    draft_loss,
-    grpo_losses,
-    nothing,
-    policy_logprobs,
-    rollout_metrics,
-    share,
-    train_grpo,
-    update,
-)
+from fathom.rl.loop import share, train_grpo, update
+from fathom.rl.losses import draft_loss, grpo_losses, policy_logprobs
+from fathom.rl.outcome import rollout_metrics
+from fathom.rl.reference import Reference
 from fathom.rl.reward import Reward
-from fathom.rl.rollout import Episode, Rollout, roll_out
+from fathom.rl.rollout import Episode, Rollout, is_equal, roll_out
 from fathom.runs import Run
-from fathom.tasks import Countdown, GradingError, Problem
+from fathom.tasks import Countdown, GradingError, Problem, build
+from fathom.tasks.sandbox import can_isolate
 from fathom.train.loop import Place
 from fathom.train.step import TrainState
 
@@ -80,7 +74,8 @@ def episode(prompt: list[int], completion: list[int], group: int, total: float |
     accuracy = None if total is None else total
     logprobs = [-1.0] * len(completion)
     problem = Problem("1,2:3", "0", (1, 2), 3)
-    reward = Reward(total, accuracy, format=1.0, language=1.0, soundness=accuracy or 0.0)
+    failure = "crash" if total is None else ""
+    reward = Reward(total, accuracy, format=1.0, language=1.0, soundness=accuracy or 0.0, failure=failure)
     return Episode(problem, group, prompt, completion, logprobs, cut, reward, 0)
 
 
@@ -243,7 +238,7 @@ def test_a_broken_checker_is_counted_apart(policy, tmp_path: Path) -> None:
     config = replace(policy.config, steps=1)
     train_grpo(place(tmp_path), config, policy.model, Broken(policy.task.config), policy.tokenizer, seed=0)
     (line,) = Run(tmp_path).read_metrics("grpo")
-    assert line["ungraded"] > 0
+    assert line["ungraded"] == line["crashes"] > 0 == line["timeouts"]
     assert line["accuracy"] == line["reward"] == 0.0  # what is left are answers of no form at all
 
 
@@ -266,6 +261,8 @@ def test_rollout_metrics_by_hand(policy, tmp_path: Path) -> None:
         "length_wrong": 3.0,
         "truncated": 0.25,
         "ungraded": 1,
+        "timeouts": 0,
+        "crashes": 1,
         "groups_kept": 1,
         "groups_dropped": 1,
         "rollout_tokens": 13,
@@ -441,3 +438,110 @@ def assert_equal_weights(model: Transformer, weights: dict[str, Tensor]) -> None
     assert found.keys() == weights.keys()
     for name, tensor in weights.items():
         assert torch.equal(found[name], tensor), name
+
+
+def test_the_sampler_as_denominator_weighs_a_known_gap(policy, tmp_path: Path) -> None:
+    """One update, yet the ratio is that of training over sampling: an injected gap shows in gradient and clip."""
+    objective = ObjectiveConfig(old_policy="sampler", clip_low=0.2, clip_high=0.2)
+    state, config = descent(policy, objective=objective)
+    shifts = [0.1, -0.1, 0.5, -0.5]  # of the log-probabilities at sampling; the last two clip where the gain says so
+    kept = sample(policy).kept
+    gapped = [replace(e, logprobs=[p - shifts[k % 4] for p in e.logprobs]) for k, e in enumerate(kept)]
+    gains = gains_of(gapped, objective)
+    tokens = sum(len(e.completion) for e in gapped)
+    model = copy.deepcopy(policy.model)
+    for k, (gain, each) in enumerate(zip(gains, gapped, strict=True)):
+        ratio = math.exp(shifts[k % 4])
+        cut = (gain > 0 and ratio > 1.2) or (gain < 0 and ratio < 0.8)
+        (-(0.0 if cut else ratio) * gain * slow_logprobs(model, each, 1.0).sum() / tokens).backward()
+    metrics = update(place(tmp_path), config, state, Reference(state, config), Rollout(gapped, gapped, 0, 0))
+    for (name, found), wanted in zip(state.model.named_parameters(), model.parameters(), strict=True):
+        gradient = torch.zeros_like(wanted) if wanted.grad is None else wanted.grad
+        start = dict(policy.model.named_parameters())[name]
+        torch.testing.assert_close((start - found) / PLAIN.lr, gradient, rtol=0, atol=2e-6)
+    assert metrics["clip_share"] > 0
+    gap = sum(abs(shifts[k % 4]) * len(e.completion) for k, e in enumerate(gapped)) / tokens
+    assert metrics["gap"] == pytest.approx(gap, abs=1e-4)
+
+
+def test_a_correction_weighs_the_policy_term_by_the_gap_and_is_counted(policy, tmp_path: Path) -> None:
+    objective = ObjectiveConfig(correction="truncate", correction_cap=1.5)
+    state, config = descent(policy, objective=objective)
+    kept = sample(policy).kept
+    gapped = [replace(e, logprobs=[p - (1.0 if k % 2 else 0.2) for p in e.logprobs]) for k, e in enumerate(kept)]
+    gains, tokens = gains_of(gapped, objective), sum(len(e.completion) for e in gapped)
+    metrics = update(place(tmp_path), config, state, Reference(state, config), Rollout(gapped, gapped, 0, 0))
+    weights = [1.5 if k % 2 else math.exp(0.2) for k in range(len(gapped))]
+    lengths = [len(e.completion) for e in gapped]
+    wanted = -sum(g * w * n for g, w, n in zip(gains, weights, lengths, strict=True)) / tokens
+    assert metrics["loss"] == pytest.approx(wanted, abs=1e-5)
+    assert metrics["corrected"] == pytest.approx(sum(lengths[1::2]) / tokens)
+
+
+def test_the_soft_penalty_shapes_what_is_compared_but_not_what_is_dropped(policy) -> None:
+    objective = ObjectiveConfig(overlong_share=0.5)
+    sampling = SamplingConfig(max_tokens=8)
+    config = replace(policy.config, objective=objective, sampling=sampling)
+    rows = [episode([1], [5] * n, 0, 1.0) for n in (2, 4, 6, 8)] + [episode([1], [5] * 8, 1, None)]
+    assert collate(rows, config).advantages.tolist() == pytest.approx([0.375, 0.375, -0.125, -0.625, 0.0])
+    assert is_equal([e.total for e in rows[:4]])  # all right: the group is dropped whatever their lengths
+
+
+def test_after_an_update_the_engine_samples_from_the_new_weights(policy, tmp_path: Path) -> None:
+    """One set of tensors: the sampler's probe agrees with the trainer's after the step, and not with the old one."""
+    state, config = descent(policy)
+    engine = Engine(state.model, rows=18)
+    first = roll_out(engine, policy.task, policy.tokenizer, config, 3, 0, "0/0/0")
+    update(place(tmp_path), config, state, Reference(state, config), first)
+    probe = roll_out(engine, policy.task, policy.tokenizer, config, 3, 1, "0/1/0").sampled[:4]
+    for each in probe:
+        sampled = torch.tensor(each.logprobs)
+        torch.testing.assert_close(slow_logprobs(state.model, each, 1.0), sampled, rtol=0, atol=1e-5)
+        assert float((slow_logprobs(policy.model, each, 1.0) - sampled).detach().abs().max()) > 1e-3
+
+
+def test_the_reference_counts_optimizer_steps_not_rollouts(policy) -> None:
+    state, config = descent(policy, updates=3, objective=ObjectiveConfig(kl_beta=0.1, reference_reset_steps=4))
+    reference = Reference(state, config)
+    renewed: list[int] = []
+    for state.step in range(1, 9):
+        before = [tensor.clone() for tensor in state.copies["reference"]]
+        move(state.model)
+        reference.refresh(state)
+        if not all(torch.equal(a, b) for a, b in zip(before, state.copies["reference"], strict=True)):
+            renewed.append(state.step)
+    assert renewed == [2, 3, 4, 6, 7, 8]  # 6, 9, 12, 18, 21 and 24 steps are the first at or beyond 4, 8, 12, ...
+
+
+def test_padding_may_be_the_end_of_sequence(policy) -> None:
+    """What is trained follows from lengths, never from an id: token 0 pads and here also ends an answer."""
+    rows = [episode([1, 3], [8, 0], 0, 1.0), episode([1, 3], [9, 0, 7, 0], 0, 0.0)]
+    batch = collate(rows, policy.config)
+    assert batch.mask.tolist() == [[False, True, True, False, False], [False, True, True, True, True]]
+    assert batch.valid.sum(1).tolist() == [4, 6]
+
+
+def test_a_task_of_ones_own_in_the_loop_with_failures_counted_apart(policy, tmp_path: Path) -> None:
+    """A file with a prompt and a check: right for some questions, broken for others, never silently wrong."""
+    (tmp_path / "mine.py").write_text(
+        "def prompt(rng):\n    return f'{rng.randint(1, 9)},{rng.randint(1, 9)}:3', rng.randint(0, 1)\n"
+        "def check(answer, truth):\n    return 1 / truth\n"
+    )
+    isolation = "require" if can_isolate() else "limits"
+    task = build(TaskConfig(kind="custom", file=str(tmp_path / "mine.py"), check_seconds=20.0, isolation=isolation))
+    config = replace(policy.config, steps=1, prompts=8, group=6, refill_rounds=0)
+    train_grpo(place(tmp_path), config, policy.model, task, policy.tokenizer, seed=0)
+    (line,) = Run(tmp_path).read_metrics("grpo")
+    assert line["ungraded"] == line["crashes"] > 0 == line["timeouts"]
+    assert line["accuracy"] > 0
+
+
+@pytest.mark.parametrize("name", ["r1", "v3.2", "dapo", "gspo", "cispo"])
+def test_every_named_objective_trains(policy, tmp_path: Path, name: str) -> None:
+    config = replace(policy.config, steps=2, updates=2, objective=named_objective(name))
+    before = flat(policy.model)
+    train_grpo(place(tmp_path), config, policy.model, policy.task, policy.tokenizer, seed=0)
+    lines = Run(tmp_path).read_metrics("grpo")
+    assert all(math.isfinite(line["loss"]) and line["gap"] < 1e-4 for line in lines)
+    assert float((flat(policy.model) - before).abs().max()) > 1e-5
+    assert ("kl" in lines[0], "stale" in lines[0]) == (name in ("r1", "v3.2"), name == "v3.2")

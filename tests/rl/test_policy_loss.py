@@ -6,7 +6,8 @@ from torch import Tensor
 
 from fathom.config import ObjectiveConfig
 from fathom.kernels.cross_entropy import token_logprobs
-from fathom.rl.grpo import denominator, metric_means, policy_loss, sampling_weight
+from fathom.rl.grpo import denominator, metric_means, policy_loss
+from fathom.rl.off_policy import sampling_weight
 
 TOKEN = ObjectiveConfig(aggregation="token")
 
@@ -51,15 +52,16 @@ def test_old_logprobs_stay_frozen_for_the_second_mini_batch() -> None:
 def test_a_known_gap_to_the_sampler_is_weighed_by_its_capped_exponential() -> None:
     gaps = torch.tensor([[0.0, 0.5, -0.5, 3.0, 100.0]])
     logp = torch.full((1, 5), -2.0)
-    weights = sampling_weight(logp, logp - gaps, cap=2.0)
+    everything, truncate = torch.ones(1, 5, dtype=torch.bool), ObjectiveConfig(correction="truncate")
+    weights = sampling_weight(logp, logp - gaps, everything, truncate)
     torch.testing.assert_close(weights, torch.tensor([[1.0, 1.6487213, 0.6065307, 2.0, 2.0]]))
 
 
 def test_the_sampler_weight_is_detached_and_multiplies_the_policy_term_alone() -> None:
     logp = torch.full((1, 2), -1.0, requires_grad=True)
-    weight = sampling_weight(logp, torch.tensor([[-1.2, -0.9]]))
-    assert not weight.requires_grad
     mask, ref = torch.ones(1, 2, dtype=torch.bool), torch.full((1, 2), -1.5)
+    weight = sampling_weight(logp, torch.tensor([[-1.2, -0.9]]), mask, ObjectiveConfig(correction="truncate"))
+    assert not weight.requires_grad
     objective = ObjectiveConfig(kl_beta=0.5, kl_estimator="k2")
     (gradient,) = torch.autograd.grad(policy_loss(logp, None, torch.ones(1), mask, objective, 1, ref, weight)[0], logp)
     torch.testing.assert_close(gradient, -weight + 0.5 * 0.5)  # the KL's own gradient is beta * (logp - ref)

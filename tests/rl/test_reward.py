@@ -89,6 +89,7 @@ def test_an_undecided_answer_is_neither_right_nor_wrong(error: Exception) -> Non
     reward = score(BrokenTask(error), PROBLEM, RIGHT, CONFIG)
     assert reward.total is None
     assert reward.accuracy is None
+    assert reward.failure == ("timeout" if isinstance(error, TimeoutError) else "crash")
     assert reward.format == 1.0
     missing = score(BrokenTask(error), PROBLEM, "8+4", CONFIG)  # no answer: nothing to check, so wrong
     assert missing.accuracy == 0.0

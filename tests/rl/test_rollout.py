@@ -169,3 +169,19 @@ def test_temperature_reaches_the_sampler(policy) -> None:
     )
     means = [torch.tensor([e.logprobs[0] for e in rollout.sampled]).mean().item() for rollout in (cold, hot)]
     assert means[0] > -1.0 > -3.0 > means[1]
+
+
+def test_every_stop_id_ends_an_answer_and_belongs_to_it(policy) -> None:
+    """Two ends of sequence: whichever comes first is the answer's last token, and nothing follows it."""
+    eos = policy.tokenizer.eos_id
+    prompt = render_prompt(policy.tokenizer, policy.task.sample(random.Random(0), held_out=False).question)
+    hot = SamplingConfig(temperature=1.5, max_tokens=30)
+    free = Engine(policy.model, rows=16).generate([Request(prompt, hot, 3, frozenset(), n=16)])[0]
+    other = next(token for piece in free for token in piece.tokens[3:] if token != eos)
+    ends = frozenset({eos, other})
+    pieces = Engine(policy.model, rows=16).generate([Request(prompt, hot, 3, ends, n=16)])[0]
+    assert {piece.tokens[-1] for piece in pieces if piece.finish == "stop"} == ends
+    for piece, uncut in zip(pieces, free, strict=True):
+        assert not ends & set(piece.tokens[:-1])
+        assert uncut.tokens[: len(piece.tokens)] == piece.tokens
+        assert (piece.tokens[-1] in ends) == (piece.finish == "stop")

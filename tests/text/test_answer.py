@@ -2,7 +2,8 @@
 
 import pytest
 
-from fathom.text.answer import LONGEST, canonical, final_answer, last_boxed
+from fathom.tasks.answer import LONGEST, canonical, last_boxed
+from fathom.text.answer import final_answer
 
 EQUAL = [
     ["1/2", "0.5", ".5", "0.50", r"\frac{1}{2}", r"\dfrac12", r"\tfrac{1}2", r"$\frac{1}{2}$", " 1 / 2 ", "2/4", "+.5"],

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 
 from fathom.config import TaskConfig
@@ -64,3 +66,24 @@ def test_expressions_are_right_and_no_problem_of_the_task(numbers: int, operator
 def test_expressions_follow_the_seed():
     assert expression_documents(1, 20, TASK) == expression_documents(1, 20, TASK)
     assert expression_documents(1, 20, TASK) != expression_documents(2, 20, TASK)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TaskConfig(kind="sorting", numbers=6),
+        TaskConfig(kind="multiplication", numbers=2),
+        TaskConfig(kind="logic", numbers=4),
+        TaskConfig(numbers=4, fewest_numbers=3),
+        TaskConfig(numbers=4, fewest_numbers=2),
+        TaskConfig(numbers=3, prompt="words"),
+    ],
+)
+def test_documents_beside_other_tasks_teach_the_template_and_state_none_of_their_problems(config: TaskConfig) -> None:
+    documents = expression_documents(0, 200, config)
+    assert all("</think><answer>" in document.reply for document in documents)
+    assert not given_away((f"{d.question}\n{d.reply}" for d in documents), config)
+    if config.kind != "countdown":  # another task's: none is asked in this one's form
+        task = build(config)
+        asked = {task.sample(random.Random(seed), False).question for seed in range(300)}
+        assert not asked & {document.question for document in documents}
