@@ -50,9 +50,22 @@ async def answer(desk: Desk, http: HttpRequest, order: Order) -> dict[str, Any]:
     try:
         wholes = await _unless_left(http, _gather(desk, order))
     finally:
+        _note(http, order)
         desk.leave(order.visit)
     choices = [_whole(desk, order, index, whole) for index, whole in enumerate(wholes)]
     return order.frame.body(choices, _usage(desk, order), _version(order))
+
+
+def _note(http: HttpRequest, order: Order) -> None:
+    """Leave the counts for the log."""
+    finishes = {sample.finish or "cancelled" for sample in order.samples}
+    drawn = sum(len(sample.tokens) for sample in order.samples)
+    notes = {
+        "prompt_tokens": order.visit.prompt_tokens,
+        "completion_tokens": drawn,
+        "finish": ",".join(sorted(finishes)),
+    }
+    http.state.notes.update(notes)
 
 
 async def _gather(desk: Desk, order: Order) -> list[Delta]:
@@ -96,16 +109,17 @@ async def _left(http: HttpRequest) -> None:
 class Stream(StreamingResponse):
     """A stream of events. Its requests end with it, even where the client left before it began."""
 
-    def __init__(self, desk: Desk, order: Order, usage: bool) -> None:
+    def __init__(self, desk: Desk, http: HttpRequest, order: Order, usage: bool) -> None:
         super().__init__(_events(desk, order, usage), headers=STREAM_HEADERS, media_type="text/event-stream")
-        self._desk, self._visit = desk, order.visit
+        self._desk, self._http, self._order = desk, http, order
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._desk.leave(self._visit)
+            _note(self._http, self._order)
+            self._desk.leave(self._order.visit)
 
 
 async def _events(desk: Desk, order: Order, usage: bool) -> AsyncIterator[bytes]:

@@ -1,7 +1,8 @@
 """The application: routes, errors in one shape, start and end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from fathom.serve.metrics import CONTENT_TYPE
 from fathom.serve.prompts import render
 from fathom.serve.routes import completion_routes, encode_text, require_model
 from fathom.serve.schema import DetokenizeRequest, ReloadRequest, TokenizeRequest
+
+# a part of an error's place that is a field and no name of a kind, such as `str` or `list[TextPart]`
+FIELD = re.compile(r"(?!(?:str|int|float|bool|constrained|list|literal|dict|function)\b)[a-z_]+")
 
 
 def build_app(desk: Desk, source: Path, keys: Sequence[str] = ()) -> FastAPI:
@@ -178,9 +182,9 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def explain(error: RequestValidationError) -> ApiError:
-    """The first thing wrong with a body, as one sentence, and the field it is in."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"][1:] if not (isinstance(part, str) and "[" in part)]
+    """The most telling of what is wrong with a body, as one sentence, and the field it is in."""
+    first = min(error.errors(), key=_vagueness)
+    place = [part for part in first["loc"][1:] if isinstance(part, int) or FIELD.fullmatch(part)]
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', message)}")
@@ -188,3 +192,8 @@ def explain(error: RequestValidationError) -> ApiError:
         return ApiError(400, message, param=message.split()[0] if message.endswith("leave it out") else None)
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     return ApiError(400, f"{path}: {message}", param=str(place[0]))
+
+
+def _vagueness(found: Mapping[str, Any]) -> tuple[bool, int]:
+    """A field that may be of several kinds has an error for each: the kind that nearly fits says most."""
+    return str(found["type"]).endswith("_type"), -len(found["loc"])

@@ -38,7 +38,7 @@ def completion_routes(desk: Desk) -> APIRouter:
 async def _reply(desk: Desk, http: Request, body: Wish, order: Order) -> Response:
     headers = unknown_header(body.unknown)
     if body.stream:
-        stream = Stream(desk, order, body.usage_in_stream)
+        stream = Stream(desk, http, order, body.usage_in_stream)
         stream.headers.update(headers)
         return stream
     return json_response(await answer(desk, http, order), headers=headers)

@@ -9,7 +9,7 @@ from fathom.infer.request import Piece
 from fathom.serve.thinking import Splitter, count_thinking
 from fathom.serve.tools import CallDelta, CallReader
 from fathom.text.special import THINK
-from fathom.text.tokenizer import Tokenizer
+from fathom.text.tokenizer import Tokenizer, TokenStream
 
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
 UNFINISHED_THINKING = "thinking_unfinished"  # stop_reason where max_tokens ended the thinking: no answer began
@@ -50,6 +50,7 @@ class Sample:
         self.calls = calls
         self.tokens: list[int] = []  # with the token that ended it
         self.piece: Piece | None = None  # the newest
+        self.reader: TokenStream | None = None  # counts the characters of tokens, for their offsets
         self.offset = offset  # characters in front of the next token's, an echoed prompt's included
         self._opened, self._splits = opened, splits
         self._prefix = THINK if inline and opened else ""
@@ -112,27 +113,36 @@ def token_logprobs(delta: Delta, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _entry(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
-    text = tokenizer.decode([token])
-    whole = "\N{REPLACEMENT CHARACTER}" not in text  # part of a character has no text of its own
+    text = _text(token, tokenizer)
     return {
-        "token": text,
+        "token": _name(token, tokenizer),
         "logprob": max(logprob, LEAST_LOGPROB),
-        "bytes": list(text.encode()) if whole else None,
+        "bytes": None if text is None else list(text.encode()),
         "token_id": token,
     }
 
 
 def legacy_logprobs(sample: Sample, delta: Delta, tokenizer: Tokenizer, most: int) -> dict[str, Any]:
     """The `logprobs` of /v1/completions; `most` 0 leaves the rivals out."""
-    texts = [tokenizer.decode([token]) for token in delta.tokens]
-    offsets = list(accumulate(map(len, texts), initial=sample.offset))
-    sample.offset = offsets.pop()
-    rivals = [
-        {tokenizer.decode([other]): max(chance, LEAST_LOGPROB) for other, chance in others} for others in delta.top
-    ]
+    sample.reader = sample.reader or tokenizer.stream()
+    lengths = [len(sample.reader.step(token)) for token in delta.tokens]
+    *offsets, sample.offset = accumulate(lengths, initial=sample.offset)
+    rivals = [{_name(other, tokenizer): max(chance, LEAST_LOGPROB) for other, chance in others} for others in delta.top]
     return {
-        "tokens": texts,
+        "tokens": [_name(token, tokenizer) for token in delta.tokens],
         "token_logprobs": [max(each, LEAST_LOGPROB) for each in delta.logprobs],
         "top_logprobs": rivals if most else None,
         "text_offset": offsets,
     }
+
+
+def _name(token: int, tokenizer: Tokenizer) -> str:
+    """The text of a token, or its id where it is part of a character: names never coincide."""
+    text = _text(token, tokenizer)
+    return f"token_id:{token}" if text is None else text
+
+
+def _text(token: int, tokenizer: Tokenizer) -> str | None:
+    """The text of a token; None where it is part of a character and has none of its own."""
+    text = tokenizer.decode([token])
+    return None if "\N{REPLACEMENT CHARACTER}" in text else text

@@ -117,9 +117,9 @@ def serve(run: Run) -> Iterator[Callable[..., Served]]:
     """Starts servers of a test's own."""
     begun: list[Served] = []
 
-    def start(keys: tuple[str, ...] = (), **options: object) -> Served:
-        own = load_speaker(run.path, torch.device("cpu"))
-        begun.append(Served(own, run.path, replace(ServeOptions(device="cpu", rows=4), **options), keys))
+    def start(keys: tuple[str, ...] = (), source: Path = run.path, **options: object) -> Served:
+        own = load_speaker(source, torch.device("cpu"))
+        begun.append(Served(own, source, replace(ServeOptions(device="cpu", rows=4), **options), keys))
         return begun[-1]
 
     yield start
