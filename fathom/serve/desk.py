@@ -12,6 +12,7 @@ from fathom.infer.request import Piece, Request
 from fathom.infer.speaker import Speaker
 from fathom.serve.asking import Limits, refusals
 from fathom.serve.errors import ApiError
+from fathom.serve.grammar import Grammars
 from fathom.serve.loop import EngineDied, EngineLoop, Flight, Mailbox
 from fathom.serve.metrics import Metrics
 from fathom.serve.options import ServeOptions
@@ -44,6 +45,7 @@ class Desk:
         self.limits = Limits(context, options.default_max_tokens, options.choices)
         self._engine = Engine(model, options.rows, options.context, options.drafts)
         self.loop = EngineLoop(self._engine)
+        self.grammars = Grammars(speaker)
         self.metrics = Metrics(name)
         self.version = 0  # of the weights
         self.started = int(time.time())

@@ -1,10 +1,12 @@
 """The two endpoints that complete: from a client's body to an order that is answered whole or streamed."""
 
+import asyncio
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fathom.infer.speaker import Speaker
 from fathom.serve.answers import Order, Stream, answer
 from fathom.serve.asking import build_request, choose_max_tokens
 from fathom.serve.desk import Desk
@@ -13,7 +15,8 @@ from fathom.serve.gate import unknown_header
 from fathom.serve.prompts import close_thinking, render, wants_thinking
 from fathom.serve.replies import Frame, names_of
 from fathom.serve.sample import Sample
-from fathom.serve.schema import ChatRequest, CompletionRequest, Wish
+from fathom.serve.schema import ChatRequest, CompletionRequest, Tool, Wish
+from fathom.serve.tools import CallReader
 
 MOST_PROMPTS = 256  # of one /v1/completions request
 
@@ -48,15 +51,20 @@ async def order_chat(desk: Desk, body: ChatRequest) -> Order:
     """Admit a chat request. Raises ApiError for what cannot be served."""
     require_model(desk, body.model)
     _check_chat(body)
-    prompt = render(desk.speaker, body.messages, body.chat_template_kwargs, wants_thinking(body))
+    thinks, tools = wants_thinking(body), offered_tools(desk.speaker, body)
+    prompt = render(desk.speaker, body.messages, body.chat_template_kwargs, thinks, tools)
     max_tokens = choose_max_tokens(body, len(prompt.ids), desk.limits)
     forced = close_thinking(body, prompt, desk.speaker, max_tokens)
-    request = build_request(body, prompt.ids, desk.speaker, max_tokens, desk.limits, forced)
+    allow = None
+    if body.response_format and body.response_format.type != "text":
+        grammar = await asyncio.to_thread(desk.grammars.compile, body.response_format)
+        allow = desk.grammars.hold(grammar, prompt.opened, thinks)
+    request = build_request(body, prompt.ids, desk.speaker, max_tokens, desk.limits, forced, allow)
     inline = desk.options.reasoning == "inline" or body.separate_reasoning is False
     visit = await desk.admit([request], bool(body.stream))
     return Order(
         visit,
-        [Sample(prompt.opened, splits=not inline, inline=inline) for _ in range(request.n)],
+        [Sample(prompt.opened, not inline, inline, CallReader() if tools else None) for _ in range(request.n)],
         Frame.new(desk.name, "chat", names_of(desk.options.reasoning, body.include_reasoning)),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
@@ -66,11 +74,25 @@ def _check_chat(body: ChatRequest) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs=true; add it or leave top_logprobs out", param="top_logprobs")
     if body.response_format and body.response_format.type != "text":
+        others = {"tools": body.tools, "min_tokens": body.min_tokens, "ignore_eos": body.ignore_eos}
+        for name, value in others.items():
+            if value:  # a grammar knows one place where the answer ends, and ends it there
+                raise ApiError(400, f"{name} does not go with response_format; leave one of them out", param=name)
+
+
+def offered_tools(speaker: Speaker, body: ChatRequest) -> list[Tool]:
+    """The tools that the model may call. Raises ApiError where its template shows it none."""
+    if not body.tools or body.tool_choice == "none":
+        return []
+    if body.tool_choice not in (None, "auto"):
         raise ApiError(
-            400, f"response_format.type={body.response_format.type!r} is not supported", param="response_format"
+            400, "tool_choice is served as none and auto alone; a call cannot be forced", param="tool_choice"
         )
-    if body.tools:
-        raise ApiError(400, "tools is not supported by this server; leave it out", param="tools")
+    if speaker.chat is None or "tools" not in speaker.chat.source:
+        raise ApiError(400, f"the chat template of {speaker.name} shows the model no tools; leave them out", "tools")
+    if body.parallel_tool_calls is False:
+        raise ApiError(400, "parallel_tool_calls=false cannot be promised; leave it out", param="parallel_tool_calls")
+    return body.tools
 
 
 async def order_texts(desk: Desk, body: CompletionRequest) -> Order:

@@ -1,8 +1,9 @@
 """A tiny model that has learned a few replies by heart, saved as a run and served on a port of this machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -41,13 +42,20 @@ MODEL = ModelConfig(
 )
 
 
-def learn_by_heart(model: Transformer, tokenizer: Tokenizer) -> None:
-    rows = [render_prompt(tokenizer, question) + render_reply(tokenizer, reply) for question, reply in PAIRS.items()]
+def untrained(**fields: object) -> Transformer:
+    model = Transformer(replace(MODEL, **fields))
+    model.initialise(torch.Generator().manual_seed(0))
+    return model
+
+
+def learn_by_heart(model: Transformer, pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> None:
+    """Train on the replies to a few prompts until they are known."""
+    rows = [prompt + reply for prompt, reply in pairs]
     width = max(map(len, rows))
-    tokens = np.array([row + [tokenizer.eos_id] * (width - len(row)) for row in rows], dtype=np.int64)
+    tokens = np.array([row + [pad] * (width - len(row)) for row in rows], dtype=np.int64)
     weights = np.zeros(tokens[:, 1:].shape, np.float32)
-    for place, (question, row) in enumerate(zip(PAIRS, rows, strict=True)):
-        weights[place, len(render_prompt(tokenizer, question)) - 1 : len(row) - 1] = 1
+    for place, (prompt, reply) in enumerate(pairs):
+        weights[place, len(prompt) - 1 : len(prompt) + len(reply) - 1] = 1
     places = np.broadcast_to(np.arange(weights.shape[1]), weights.shape)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], weights, places, np.zeros_like(places))
     world = World(0, 1, torch.device("cpu"))
@@ -70,9 +78,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("served"))
     tokenizer = Tokenizer.train([], MINIMUM_VOCABULARY)
     tokenizer.save(run.tokenizer_path)
-    model = Transformer(MODEL)
-    model.initialise(torch.Generator().manual_seed(0))
-    learn_by_heart(model, tokenizer)
+    model = untrained()
+    pairs = [(render_prompt(tokenizer, asked), render_reply(tokenizer, said)) for asked, said in PAIRS.items()]
+    learn_by_heart(model, pairs, tokenizer.eos_id)
     run.write_config(Config(model=MODEL, device="cpu", grpo=GRPOConfig(sampling=SamplingConfig())))
     save_checkpoint(run.checkpoint_dir("grpo"), 1, model, {"step": torch.zeros(1)}, {"stage": "grpo"}, keep=1)
     run.append_ledger("grpo", key="", weights_hash=weights_hash(model))
@@ -102,6 +110,12 @@ class Served:
         self.openai.close()
         self.http.close()
         self.running.stop()
+
+
+@pytest.fixture(scope="session")
+def tools() -> SimpleNamespace:
+    """What a test needs that serves a model of its own."""
+    return SimpleNamespace(untrained=untrained, learn_by_heart=learn_by_heart, Served=Served)
 
 
 @pytest.fixture(scope="session")
