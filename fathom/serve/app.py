@@ -44,10 +44,10 @@ def build_app(desk: Desk, source: Path, keys: Sequence[str] = ()) -> FastAPI:
     _add_state(app, desk)
     _add_reload(app, desk, source)
     _add_errors(app)
-    if desk.options.cors_origin:
+    app.add_middleware(Gate, keys=keys, body_bytes=desk.options.body_bytes)
+    if desk.options.cors_origin:  # in front of the gate: a browser asks for leave without a key
         origins, headers = list(desk.options.cors_origin), ["authorization", "content-type"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers, allow_methods=["GET", "POST"])
-    app.add_middleware(Gate, keys=keys, body_bytes=desk.options.body_bytes)
     return app
 
 

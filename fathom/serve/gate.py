@@ -55,6 +55,9 @@ class Gate:
                 await response(scope, receive, reply)
             else:
                 await self._app(scope, self._measured(receive), reply)
+        except Exception:
+            status = 500  # which the application answers further out
+            raise
         finally:
             record = {"id": name, "method": scope["method"], "path": scope["path"], "status": status or 499}
             record |= {"seconds": round(time.monotonic() - began, 4)} | notes

@@ -40,7 +40,9 @@ TEMPLATE = """{{ bos_token }}{% if tools is defined %}{% for tool in tools %}{{ 
 ```<｜tool▁call▁end｜>{% endfor %}<｜tool▁calls▁end｜>{{ eos_token }}
 {% else %}<｜Assistant｜>{{ m.content }}{{ eos_token }}
 {% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"""
-CALL = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{ARGS}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+ONE = "<｜tool▁call▁begin｜>{}<｜tool▁call▁end｜>"
+ALL = "<｜tool▁calls▁begin｜>{}<｜tool▁calls▁end｜>"
+CALL = ALL.replace("{}", ONE.replace("{}", "function<｜tool▁sep｜>add\n```json\n{ARGS}\n```"))
 ARGS = '{"a":8,"b":2}'
 TOOLS: list[Any] = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 USER = {"role": "user", "content": "8+2"}
@@ -122,7 +124,8 @@ def test_a_template_without_tools_refuses_them(shared: Any) -> None:
     assert refused.value.param == "tools"
 
 
-V31 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{ARGS}<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>sub<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+BARE = [ONE.replace("{}", "add<｜tool▁sep｜>{ARGS}"), ONE.replace("{}", "sub<｜tool▁sep｜>{}")]
+V31 = ALL.replace("{}", "\n".join(BARE), 1)
 
 
 @pytest.mark.parametrize(
