@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from fathom import __version__
 from fathom.infer.speaker import load_speaker
+from fathom.serve.chat_page import add_page
 from fathom.serve.desk import Desk
 from fathom.serve.errors import ApiError, error_response, json_response
 from fathom.serve.gate import Gate, unknown_header
@@ -43,6 +44,7 @@ def build_app(desk: Desk, source: Path, keys: Sequence[str] = ()) -> FastAPI:
     _add_tokens(app, desk)
     _add_state(app, desk)
     _add_reload(app, desk, source)
+    add_page(app)
     _add_errors(app)
     app.add_middleware(Gate, keys=keys, body_bytes=desk.options.body_bytes)
     if desk.options.cors_origin:  # in front of the gate: a browser asks for leave without a key

@@ -21,6 +21,14 @@ from fathom.serve.errors import ApiError, error_response
 log = logging.getLogger("fathom.serve")
 OPEN = frozenset({"/health", "/ready"})  # probes have no key; every other path, known or not, is guarded
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+SAFETY = {  # of every answer: a browser loads and runs nothing but the page's own files
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 
 
 class Gate:
@@ -44,7 +52,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = name
+                MutableHeaders(scope=message).update({"x-request-id": name} | SAFETY)
             await send(message)
 
         try:

@@ -45,11 +45,35 @@ WEIRD = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = (
-    "prompt messages n stream stream_options max_tokens min_tokens temperature top_p top_k min_p seed "
-    "stop presence_penalty logit_bias stop_token_ids logprobs top_logprobs echo tools tool_choice "
-    "response_format reasoning_effort thinking chat_template_kwargs thinking_token_budget tokens"
-).split()
+FIELDS = [
+    "prompt",
+    "messages",
+    "n",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "presence_penalty",
+    "logit_bias",
+    "stop_token_ids",
+    "logprobs",
+    "top_logprobs",
+    "echo",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "reasoning_effort",
+    "thinking",
+    "chat_template_kwargs",
+    "thinking_token_budget",
+    "tokens",
+]
 
 
 def test_cases_of_the_schema(shared: Any) -> None:
