@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,7 +110,8 @@ def test_what_a_model_writes_is_never_run(page: Any) -> None:
     hostile = (
         "<img src=x onerror=document.title='owned'> <script>document.title='owned'</script> "
         "[a](javascript:alert(1)) ![b](http://127.0.0.1:9/x.png) **bold** `code` \\(x^2\\) $$\\frac{1}{2}$$ "
-        "$5 and $6 \\(\\href{javascript:alert(1)}{z}\\)\n\n```python\nfor i in x: pass\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |"
+        "$5 and $6 \\(\\href{javascript:alert(1)}{z}\\)\n\n```python\nfor i in x: pass\n```\n\n"
+        "| a | b |\n|---|---|\n| 1 | 2 |"
     )
     page.evaluate(
         """async (text) => {
@@ -149,7 +151,7 @@ def test_a_chat_is_exported_and_deleted(page: Any) -> None:
     wait_for_answer(page)
     with page.expect_download() as waiting:
         page.locator("#export").click()
-    found = json.loads(open(waiting.value.path(), encoding="utf-8").read())
+    found = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
     assert [message["role"] for message in found["messages"].values()] == ["user", "assistant"]
     assert list(found["messages"].values())[1]["thinking"] == THINKING
     page.locator("#delete").click()
