@@ -53,7 +53,7 @@ async def answer(desk: Desk, http: HttpRequest, order: Order) -> dict[str, Any]:
         _note(http, order)
         desk.leave(order.visit)
     choices = [_whole(desk, order, index, whole) for index, whole in enumerate(wholes)]
-    return order.frame.body(choices, _usage(desk, order), _version(order))
+    return order.frame.body(choices, _usage(order), _version(order))
 
 
 def _note(http: HttpRequest, order: Order) -> None:
@@ -139,7 +139,7 @@ async def _events(desk: Desk, order: Order, usage: bool) -> AsyncIterator[bytes]
                 yield b"".join(chunks) or KEEP_ALIVE
             await order.visit.box.pause(now + pause_s - time.monotonic())
         if usage:
-            yield _event(desk, order, [], {"usage": _usage(desk, order)})
+            yield _event(desk, order, [], {"usage": _usage(order)})
     except ApiError as error:
         yield b"data: " + to_json(error.body) + b"\n\n"
     yield DONE
@@ -190,9 +190,9 @@ def _logprobs(desk: Desk, order: Order, index: int, delta: Delta) -> dict[str, A
     return legacy_logprobs(sample, delta, tokenizer, order.logprobs)
 
 
-def _usage(desk: Desk, order: Order) -> dict[str, Any]:
+def _usage(order: Order) -> dict[str, Any]:
     thinks = order.frame.kind == "chat"
-    return usage_of(order.visit.prompt_tokens, order.samples, desk.speaker.tokenizer, thinks)
+    return usage_of(order.visit.prompt_tokens, order.samples, thinks)
 
 
 def _version(order: Order) -> int:

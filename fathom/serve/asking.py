@@ -83,7 +83,7 @@ def build_request(
             stop_ids=stops | frozenset(wish.stop_token_ids or ()),
             n=n,
             stop=wish.stops,
-            decode=speaker.tokenizer.decode,
+            decode=speaker.tokenizer.decode if wish.stops else None,  # else texts are read as they are sent
             logit_bias=_bias(wish),
             allow=allow,
             forced=forced,

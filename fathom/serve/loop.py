@@ -22,44 +22,58 @@ class EngineDied(RuntimeError):
 
 
 class Mailbox:
-    """Where the pieces of one client's requests arrive; all its methods run on the coroutines' thread."""
+    """Where the pieces of one client's requests arrive.
+
+    The engine's thread puts them in; it wakes the coroutine only where that waits, so that a busy engine is not held up
+    by clients who read now and then.
+    """
 
     def __init__(self, samples: int) -> None:
-        self.unfinished = samples  # whose last piece has not arrived
-        self._pieces: list[tuple[int, Piece]] = []
+        self.unfinished = samples  # whose last piece has not been put in
+        self._pieces: deque[tuple[int, Piece]] = deque()
         self._failure: Exception | None = None
+        self._coroutines = asyncio.get_running_loop()
         self._news, self._end = asyncio.Event(), asyncio.Event()
+        self._waits = False  # set before the deque is looked at, which is looked at before it is slept on
 
     async def news(self, timeout_s: float | None = None) -> list[tuple[int, Piece]]:
         """Places of requests and their pieces since the last time, once there are any; none after `timeout_s`.
 
         Raises what ended the requests from outside: the engine's death, or a server that stops.
         """
-        await _wait(self._news, timeout_s)
         self._news.clear()
+        self._waits = True
+        if not self._pieces and not self._failure:
+            await _wait(self._news, timeout_s)
+        self._waits = False
         if self._failure:
             raise self._failure
-        pieces, self._pieces = self._pieces, []
-        return pieces
+        return [self._pieces.popleft() for _ in range(len(self._pieces))]
 
     async def pause(self, seconds: float) -> None:
         """Let more tokens gather, unless there will be none."""
         if seconds > 0:
             await _wait(self._end, seconds)
 
-    def receive(self, place: int, piece: Piece) -> None:
-        """Take a piece of the request at `place`."""
+    def put(self, place: int, piece: Piece) -> None:
+        """Take a piece of the request at `place`; on the engine's thread."""
         self._pieces.append((place, piece))
         self.unfinished -= piece.finish is not None
-        self._news.set()
         if not self.unfinished:
-            self._end.set()
+            self._tell(self._end.set)
+        if self._waits:
+            self._waits = False
+            self._tell(self._news.set)
 
     def fail(self, error: Exception) -> None:
-        """End with an error."""
+        """End with an error; on the engine's thread."""
         self._failure = error
-        self._news.set()
-        self._end.set()
+        self._tell(self._end.set)
+        self._tell(self._news.set)
+
+    def _tell(self, news: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody is left to be told
+            self._coroutines.call_soon_threadsafe(news)
 
 
 @dataclass(eq=False)
@@ -76,8 +90,8 @@ class Flight:
 class EngineLoop:
     """Runs an engine in a thread of its own: nothing else calls the engine.
 
-    What coroutines want done waits in an inbox that is emptied between two steps. Pieces of one step cross back in one
-    message. An error of `step` ends the loop and all requests with it; errors of a single request end that one.
+    What coroutines want done waits in an inbox that is emptied between two steps. An error of `step` ends the loop and
+    all requests with it; errors of a single request end that one.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -87,7 +101,6 @@ class EngineLoop:
         self._work = threading.Event()
         self._stopped = False
         self._flights: dict[int, Flight] = {}  # by the engine's ids; only its thread looks here
-        self._coroutines: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -96,8 +109,7 @@ class EngineLoop:
         return self._thread.is_alive() and self.failure is None
 
     def start(self) -> None:
-        """Begin, for the coroutines of the running event loop."""
-        self._coroutines = asyncio.get_running_loop()
+        """Begin to take requests."""
         self._thread.start()
 
     async def stop(self) -> None:
@@ -172,24 +184,19 @@ class EngineLoop:
             flight.left -= piece.finish is not None
             if not flight.left:
                 self._flights.pop(piece.request, None)
-        if found:
-            self._tell(lambda: [flight.box.receive(flight.place, piece) for flight, piece in found])
+            flight.box.put(flight.place, piece)
 
     def _end(self, error: Exception) -> None:
         self._refuse_inbox()
         flights = list(self._flights.values())
         self._flights.clear()
-        self._tell(lambda: [flight.box.fail(error) for flight in flights])
+        for flight in flights:
+            flight.box.fail(error)
 
     def _refuse_inbox(self) -> None:
         while self._inbox:
             future, _ = self._inbox.popleft()
             future.set_exception(self._death())
-
-    def _tell(self, news: Callable[[], object]) -> None:
-        """Run something on the coroutines' thread; nobody is left to be told where it is gone."""
-        if self._coroutines and not self._coroutines.is_closed():
-            self._coroutines.call_soon_threadsafe(news)
 
     def _death(self) -> EngineDied:
         return EngineDied(f"the engine is not running ({self.failure or 'the server is shutting down'})")

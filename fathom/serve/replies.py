@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from fathom.serve.sample import Delta, Sample
 from fathom.serve.tools import CallDelta
-from fathom.text.tokenizer import Tokenizer
 
 Names = Literal["both", "reasoning_content", "reasoning", "inline"]
 
@@ -106,7 +105,7 @@ def text_choice(
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish, "stop_reason": reason}
 
 
-def usage_of(prompt_tokens: int, samples: Sequence[Sample], tokenizer: Tokenizer, thinks: bool) -> dict[str, Any]:
+def usage_of(prompt_tokens: int, samples: Sequence[Sample], thinks: bool) -> dict[str, Any]:
     """Tokens of the request. No prefix is cached across requests, so `cached_tokens` is 0."""
     drawn = sum(len(sample.tokens) for sample in samples)
     usage: dict[str, Any] = {
@@ -118,6 +117,6 @@ def usage_of(prompt_tokens: int, samples: Sequence[Sample], tokenizer: Tokenizer
         "prompt_cache_miss_tokens": prompt_tokens,
     }
     if thinks:
-        thought = sum(sample.thought(tokenizer) for sample in samples)
+        thought = sum(sample.thought() for sample in samples)
         usage["completion_tokens_details"] = {"reasoning_tokens": thought}
     return usage

@@ -64,7 +64,10 @@ async def order_chat(desk: Desk, body: ChatRequest) -> Order:
     visit = await desk.admit([request], bool(body.stream))
     return Order(
         visit,
-        [Sample(prompt.opened, not inline, inline, CallReader() if tools else None) for _ in range(request.n)],
+        [
+            Sample(desk.speaker.tokenizer, prompt.opened, not inline, inline, CallReader() if tools else None)
+            for _ in range(request.n)
+        ],
         Frame.new(desk.name, "chat", names_of(desk.options.reasoning, body.include_reasoning)),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
@@ -109,7 +112,7 @@ async def order_texts(desk: Desk, body: CompletionRequest) -> Order:
     visit = await desk.admit(requests, bool(body.stream))
     return Order(
         visit,
-        [Sample(opened=False, splits=False, offset=len(echo)) for echo in echoes],
+        [Sample(desk.speaker.tokenizer, opened=False, splits=False, offset=len(echo)) for echo in echoes],
         Frame.new(desk.name, "text"),
         tuple(echoes) if body.echo else (),
         body.logprobs,

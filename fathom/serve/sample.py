@@ -44,7 +44,13 @@ class Sample:
     """
 
     def __init__(
-        self, opened: bool, splits: bool, inline: bool = False, calls: CallReader | None = None, offset: int = 0
+        self,
+        tokenizer: Tokenizer,
+        opened: bool,
+        splits: bool,
+        inline: bool = False,
+        calls: CallReader | None = None,
+        offset: int = 0,
     ) -> None:
         self.splitter = Splitter(opened)
         self.calls = calls
@@ -53,6 +59,7 @@ class Sample:
         self.reader: TokenStream | None = None  # counts the characters of tokens, for their offsets
         self.offset = offset  # characters in front of the next token's, an echoed prompt's included
         self._opened, self._splits = opened, splits
+        self._tokenizer, self._text = tokenizer, tokenizer.stream()
         self._prefix = THINK if inline and opened else ""
         self._text_tokens = 0  # without the stop token
 
@@ -83,12 +90,18 @@ class Sample:
             delta.tokens += piece.tokens[:shown]
             delta.logprobs += piece.logprobs[:shown]
             delta.top += (piece.top_logprobs or [])[:shown]
-            self._sort(piece.text or "", piece.finish is not None, delta)
+            text = self._read(piece.tokens[:shown]) if piece.text is None else piece.text
+            self._sort(text, piece.finish is not None, delta)
         return delta
 
-    def thought(self, tokenizer: Tokenizer) -> int:
+    def thought(self) -> int:
         """Tokens of the thinking, without the tag that ends it."""
-        return count_thinking(self.tokens[: self._text_tokens], tokenizer.decode, self._opened)
+        return count_thinking(self.tokens[: self._text_tokens], self._tokenizer.decode, self._opened)
+
+    def _read(self, tokens: Sequence[int]) -> str:
+        """The text of further tokens, where the engine did not read them in search of stop strings."""
+        text = "".join(map(self._text.step, tokens))
+        return text + self._text.finish() if self.finish else text
 
     def _sort(self, text: str, ends: bool, delta: Delta) -> None:
         thinking, answer = self.splitter.feed(text, ends)

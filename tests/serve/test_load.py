@@ -71,12 +71,12 @@ def test_a_client_that_leaves_frees_its_rows(serve: Any, stream: bool) -> None:
     served = serve(rows=2)
     with httpx.Client(base_url=served.url) as client:
         if stream:
-            with client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True, "n": 2}) as reply:
+            with client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True, "n": 16}) as reply:
                 next(reply.iter_text())
                 wait_until(lambda: rows_used(served) == 2)
         else:
             with pytest.raises(httpx.ReadTimeout):
-                client.post("/v1/chat/completions", json=LONG | {"n": 2}, timeout=0.15)
+                client.post("/v1/chat/completions", json=LONG | {"n": 16}, timeout=0.15)
     wait_until(lambda: rows_used(served) == 0 and served.desk.samples == 0, 2)
     assert not served.desk._engine.busy
     assert not served.desk.loop._flights
@@ -170,8 +170,8 @@ def test_a_failing_request_ends_alone(serve: Any) -> None:
 
 
 def test_health_tells_when_the_engine_died(serve: Any) -> None:
-    served = serve()
-    with served.http.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True}) as reply:
+    served = serve(rows=1)
+    with served.http.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True, "n": 8}) as reply:
         parts = reply.iter_text()
         next(parts)
         weight = served.desk.speaker.model.embedding.weight
@@ -191,8 +191,8 @@ def test_health_tells_when_the_engine_died(serve: Any) -> None:
 
 
 def test_weights_are_reloaded_under_a_stream(serve: Any, run: Run) -> None:
-    served = serve()
-    body = {**LONG, "stream": True}
+    served = serve(rows=1)
+    body = {**LONG, "stream": True, "n": 8}
     with served.http.stream("POST", "/v1/chat/completions", json=body) as reply:
         parts = reply.iter_text()
         raw = next(parts)
@@ -224,7 +224,7 @@ def test_reloaded_weights_answer(serve: Any, tmp_path: Any, run: Run) -> None:
 
 
 def test_sigterm_lets_requests_finish(run: Run) -> None:
-    command = [sys.executable, "-m", "fathom", "serve", str(run.path), "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-m", "fathom", "serve", str(run.path), "--port", "0", "--device", "cpu", "--rows", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stderr
     found = None
@@ -236,7 +236,7 @@ def test_sigterm_lets_requests_finish(run: Run) -> None:
     threading.Thread(target=process.stderr.read, daemon=True).start()
     with httpx.Client(base_url=url, timeout=60) as client:
         assert client.get("/v1/models").json()["data"][0]["id"] == name
-        with client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True, "n": 8}) as reply:
+        with client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True, "n": 16}) as reply:
             parts = reply.iter_text()
             next(parts)
             process.send_signal(signal.SIGTERM)
@@ -249,7 +249,7 @@ def test_sigterm_lets_requests_finish(run: Run) -> None:
             assert "retry-after" in late.headers
             raw = "".join(parts)
     assert raw.endswith("data: [DONE]\n\n")
-    assert raw.count('"finish_reason":"length"') == 8
+    assert raw.count('"finish_reason":"length"') == 16
     assert process.wait(timeout=20) == 0
 
 
