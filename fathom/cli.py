@@ -368,14 +368,14 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
         return {"config": load_config(_stage_base(flags), Path(toml) if toml else None)}
     if verb == "plan":
         return {"config": load_config(_plan_base(flags), Path(toml) if toml else None), "question": Question()}
-    if verb == "serve":
-        return {"options": ServeOptions()}
-    if verb not in ("run", "eval", "generate", "chat"):
+    if verb not in ("run", "eval", "generate", "chat", "serve"):
         return {}
     wants_help = "-h" in flags or "--help" in flags
     if not wants_help and (not flags or flags[0].startswith("-")):
         first = "PRESET" if verb == "run" else "RUN"
         raise ValueError(f"give the {first} right after the verb: fathom {verb} {first} [FLAGS]")
+    if verb == "serve":
+        return {"options": ServeOptions()}
     if _value_of(flags, "preset"):
         raise ValueError(f"--preset does not go with fathom {verb}, whose config follows from {flags[0]}; leave it out")
     if verb != "run" and not wants_help and _is_checkpoint(Path(flags[0])):  # there is no run whose config says more

@@ -134,6 +134,10 @@ def test_a_begun_run_keeps_its_config(tmp_path: Path, monkeypatch: pytest.Monkey
         (["pretrain", "--config", "absent.toml"], "there is no config file absent.toml"),
         (["eval", "no/such/run"], "no/such/run holds no config.json"),
         (["chat"], "give the RUN right after the verb"),
+        (["serve", "--port", "1"], "give the RUN right after the verb"),
+        (["serve", "no/such/run"], "no/such/run holds no config.json"),
+        (["serve", ".", "--host", "0.0.0.0"], "there is no API key"),
+        (["serve", ".", "--port", "70000"], "give one from 0 to 65535"),
     ],
 )
 def test_mistakes_get_one_sentence_and_exit_2(

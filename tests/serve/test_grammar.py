@@ -27,7 +27,7 @@ def ask(served: Any, **fields: Any) -> Any:
     return served.openai.chat.completions.create(model="tiny/model", messages=MESSAGES, **law | fields)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_answers_fit_their_schema_and_thinking_is_free(shared: Any, seed: int) -> None:
     free = ask(shared, seed=seed, response_format={"type": "text"}).choices[0].message
     reply = ask(shared, seed=seed, n=2)

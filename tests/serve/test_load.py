@@ -192,7 +192,7 @@ def test_health_tells_when_the_engine_died(serve: Any) -> None:
 
 def test_weights_are_reloaded_under_a_stream(serve: Any, run: Run) -> None:
     served = serve(rows=1)
-    body = {**LONG, "stream": True, "n": 8}
+    body = {**LONG, "stream": True, "n": 5}
     with served.http.stream("POST", "/v1/chat/completions", json=body) as reply:
         parts = reply.iter_text()
         raw = next(parts)
