@@ -99,14 +99,14 @@ class EngineLoop:
         self._engine = engine
         self._inbox: deque[tuple[Future[object], Callable[[], object]]] = deque()
         self._work = threading.Event()
-        self._stopped = False
+        self._stopped = self._ended = False
         self._flights: dict[int, Flight] = {}  # by the engine's ids; only its thread looks here
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def alive(self) -> bool:
         """Whether requests are served."""
-        return self._thread.is_alive() and self.failure is None
+        return self._thread.is_alive() and not self._ended
 
     def start(self) -> None:
         """Begin to take requests."""
@@ -154,7 +154,7 @@ class EngineLoop:
             return future
         self._inbox.append((future, job))  # pyright: ignore[reportArgumentType]  (a future takes what its job returns)
         self._work.set()
-        if not self.alive:  # it died meanwhile and may have emptied its inbox before
+        if not self.alive:  # it ended meanwhile and may have emptied its inbox before
             self._refuse_inbox()
         return future
 
@@ -162,11 +162,14 @@ class EngineLoop:
         try:
             while not self._stopped:
                 self._turn()
-            self._end(EngineDied("the server is shutting down"))
         except Exception as error:
             log.exception("the engine failed; no request is served any more")
             self.failure = error
-            self._end(self._death())
+        self._ended = True  # from here on nobody posts without emptying the inbox himself
+        self._refuse_inbox()
+        for flight in self._flights.values():
+            flight.box.fail(self._death())
+        self._flights.clear()
 
     def _turn(self) -> None:
         """Empty the inbox, then one step; waits where there is nothing to do."""
@@ -186,20 +189,15 @@ class EngineLoop:
                 self._flights.pop(piece.request, None)
             flight.box.put(flight.place, piece)
 
-    def _end(self, error: Exception) -> None:
-        self._refuse_inbox()
-        flights = list(self._flights.values())
-        self._flights.clear()
-        for flight in flights:
-            flight.box.fail(error)
-
     def _refuse_inbox(self) -> None:
-        while self._inbox:
-            future, _ = self._inbox.popleft()
-            future.set_exception(self._death())
+        with contextlib.suppress(IndexError):  # empty: two threads may be at it
+            while True:
+                future, _ = self._inbox.popleft()
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(self._death())
 
     def _death(self) -> EngineDied:
-        return EngineDied(f"the engine is not running ({self.failure or 'the server is shutting down'})")
+        return EngineDied(str(self.failure or "the server is shutting down"))
 
 
 def _settle(future: Future[object], job: Callable[[], object]) -> None:

@@ -70,7 +70,7 @@ class Running:
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Let nobody in, wait for those inside, and end."""
-        with contextlib.suppress(RuntimeError):  # it ended meanwhile
+        if not self._coroutines.is_closed():
             asyncio.run_coroutine_threadsafe(self._desk.drain(drain_s), self._coroutines).result()
         self._server.should_exit = True
         self._thread.join()

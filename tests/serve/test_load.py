@@ -253,6 +253,20 @@ def test_sigterm_lets_requests_finish(run: Run) -> None:
     assert process.wait(timeout=20) == 0
 
 
+def test_what_does_not_finish_in_time_gets_its_error(serve: Any) -> None:
+    served = serve(rows=1)
+    with served.http.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True, "n": 16}) as reply:
+        parts = reply.iter_text()
+        next(parts)
+        ending = threading.Thread(target=served.running.stop, args=(0.2,))
+        ending.start()
+        raw = "".join(parts)
+    ending.join(timeout=20)
+    assert served.running.ended
+    assert '"code":"engine_dead"' in raw and "shutting down" in raw
+    assert raw.endswith("data: [DONE]\n\n")
+
+
 @pytest.mark.slow
 def test_two_hundred_timed_out_requests_then_a_quick_one(serve: Any) -> None:
     served = serve(rows=8, queue=400)
