@@ -1,7 +1,9 @@
 """A person at the chat page, in Debian's Chromium."""
 
+import asyncio
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,12 @@ def ask(page: Any, text: str = "8,2,4:10") -> None:
     page.keyboard.press("Enter")
 
 
+async def slow_down(served: Any) -> None:
+    """Make every step as long as that of a large model."""
+    while True:
+        await served.desk.loop.call(lambda _: time.sleep(0.02))
+
+
 def wait_for_answer(page: Any) -> Any:
     page.locator("#send").wait_for()
     return page.locator(".turn.assistant").last
@@ -72,6 +80,7 @@ def test_thinking_streams_and_stops(page: Any, shared: Any) -> None:
     page.get_by_label("Temperature").fill("1.5")
     page.get_by_label("Most tokens", exact=True).fill("450")
     page.get_by_label("Seed").fill("3")
+    brake = asyncio.run_coroutine_threadsafe(slow_down(shared), shared.running._coroutines)
     ask(page, "1")
     page.locator(".thinking.busy").wait_for()
     page.locator(".thinking summary").click()
@@ -79,6 +88,7 @@ def test_thinking_streams_and_stops(page: Any, shared: Any) -> None:
     wait_for_answer(page)
     assert page.locator(".thinking .text").is_visible()  # what was opened stays open
     assert "stopped" in page.locator("#status").text_content()
+    brake.cancel()
     page.wait_for_timeout(200)
     assert shared.desk.samples == 0
 
