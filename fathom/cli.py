@@ -25,12 +25,14 @@ from fathom.eval.exam import Exam
 from fathom.plan.question import Question
 from fathom.presets import preset
 from fathom.runs import Run
+from fathom.serve.options import ServeOptions
 
 # Fields of a config are flags of their own: --grpo.steps, --model.attention.kind.
 Fields = Annotated[Config, arg(name="")]
 Sampling = Annotated[SamplingConfig, arg(name="")]
 Planned = Annotated[Question, arg(name="")]
 Asked = Annotated[Exam, arg(name="")]
+Serving = Annotated[ServeOptions, arg(name="")]
 Toml = Annotated[Path | None, arg(name="config", help="TOML file; its tables are the sections below, and flags win")]
 Out = Annotated[Path | None, arg(help="run directory, begun or to begin (runs/PRESET unless given)")]
 Resume = Annotated[bool, arg(help="continue from the newest checkpoint of this stage")]
@@ -209,6 +211,25 @@ def chat(run: RunDir, sampling: Sampling) -> None:
     talk.chat(Run(run), sampling)
 
 
+def serve(run: RunDir, options: Serving) -> None:
+    """Serve a trained model to OpenAI's clients over HTTP.
+
+    The newest model of a run, or a checkpoint. Thinking comes apart from the answer, streamed or whole. It listens on
+    this machine alone; for any other address give API keys, one a line in --api_key_file, or FATHOM_API_KEY in the
+    environment. SIGTERM and Ctrl-C let what was begun finish. Needs the extra: pip install 'fathomlm[serve]'.
+
+    Example: fathom serve runs/laptop --port 8000
+
+    Example: fathom serve models/r1-distill --host 0.0.0.0 --api_key_file keys.txt --context 8192
+    """
+    try:
+        from fathom.serve import server
+    except ImportError as error:
+        raise ValueError(f"serving needs the package {error.name}; pip install 'fathomlm[serve]'") from error
+
+    server.serve(run, options)
+
+
 def report(run: RunDir) -> None:
     """Write the page of a run: curves, samples, cost.
 
@@ -358,6 +379,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "generate": generate,
     "chat": chat,
+    "serve": serve,
     "report": report,
     "export": export,
     "import": import_,
@@ -427,12 +449,14 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
         return {"config": load_config(_stage_base(flags), Path(toml) if toml else None, _named(flags))}
     if verb == "plan":
         return {"config": load_config(_plan_base(flags), Path(toml) if toml else None), "question": Question()}
-    if verb not in ("run", "eval", "generate", "chat"):
+    if verb not in ("run", "eval", "generate", "chat", "serve"):
         return {}
     wants_help = "-h" in flags or "--help" in flags
     if not wants_help and (not flags or flags[0].startswith("-")):
         first = "PRESET" if verb == "run" else "RUN"
         raise ValueError(f"give the {first} right after the verb: fathom {verb} {first} [FLAGS]")
+    if verb == "serve":
+        return {"options": ServeOptions()}
     if _value_of(flags, "preset"):
         raise ValueError(f"--preset does not go with fathom {verb}, whose config follows from {flags[0]}; leave it out")
     if verb != "run" and not wants_help and _is_checkpoint(Path(flags[0])):  # there is no run whose config says more

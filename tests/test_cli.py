@@ -50,7 +50,8 @@ def test_overview_has_one_line_a_verb(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     listed = " ".join(line.split()[0] for line in lines if line.startswith("  "))
-    assert listed == "run plan tokenize pretrain sft grpo eval generate chat report export import bench unlocks reward"
+    verbs = "run plan tokenize pretrain sft grpo eval generate chat serve report export import bench unlocks reward"
+    assert listed == verbs
     assert all(len(line) <= 100 for line in lines)
 
 
@@ -144,6 +145,10 @@ def test_a_begun_run_keeps_its_config(tmp_path: Path, monkeypatch: pytest.Monkey
         (["pretrain", "--config", "absent.toml"], "there is no config file absent.toml"),
         (["eval", "no/such/run"], "no/such/run holds no config.json"),
         (["chat"], "give the RUN right after the verb"),
+        (["serve", "--port", "1"], "give the RUN right after the verb"),
+        (["serve", "no/such/run"], "no/such/run holds no config.json"),
+        (["serve", ".", "--host", "0.0.0.0"], "there is no API key"),
+        (["serve", ".", "--port", "70000"], "give one from 0 to 65535"),
     ],
 )
 def test_mistakes_get_one_sentence_and_exit_2(

@@ -37,8 +37,10 @@ class ChatTemplate:
         }
         return cls(source, tokens) if isinstance(source, str) else None
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt for the model's next turn, or the dialogue alone.
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: object
+    ) -> str:
+        """The prompt for the model's next turn, or the dialogue alone; `variables` are what the template may also read.
 
         Raises ValueError where the template refuses the messages.
         Templates are other people's programs: they run in a sandbox that reads nothing but what it is given.
@@ -47,8 +49,9 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         try:
             template = environment.from_string(self.source, {"raise_exception": _refuse, "strftime_now": _now})
-            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self.tokens)
-        except TemplateError as error:
+            given = {**variables, **self.tokens, "add_generation_prompt": add_generation_prompt}
+            return template.render(given, messages=messages)
+        except (TemplateError, TypeError, RecursionError) as error:
             raise ValueError(f"the model's chat template cannot put these messages ({error})") from error
 
 

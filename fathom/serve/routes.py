@@ -1,0 +1,155 @@
+"""The two endpoints that complete: from a client's body to an order that is answered whole or streamed."""
+
+import asyncio
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from fathom.infer.speaker import Speaker
+from fathom.serve.answers import Order, Stream, answer
+from fathom.serve.asking import build_request, choose_max_tokens
+from fathom.serve.desk import Desk
+from fathom.serve.errors import ApiError, json_response
+from fathom.serve.gate import unknown_header
+from fathom.serve.prompts import close_thinking, render, wants_thinking
+from fathom.serve.replies import Frame, names_of
+from fathom.serve.sample import Sample
+from fathom.serve.schema import ChatRequest, CompletionRequest, Tool, Wish
+from fathom.serve.tools import CallReader
+
+MOST_PROMPTS = 256  # of one /v1/completions request
+
+
+def completion_routes(desk: Desk) -> APIRouter:
+    """/v1/chat/completions and /v1/completions."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Complete a dialogue."""
+        return await _reply(desk, http, body, await order_chat(desk, body))
+
+    @router.post("/v1/completions")
+    async def complete(body: CompletionRequest, http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Complete texts."""
+        return await _reply(desk, http, body, await order_texts(desk, body))
+
+    return router
+
+
+async def _reply(desk: Desk, http: Request, body: Wish, order: Order) -> Response:
+    headers = unknown_header(body.unknown)
+    if body.stream:
+        stream = Stream(desk, http, order, body.usage_in_stream)
+        stream.headers.update(headers)
+        return stream
+    return json_response(await answer(desk, http, order), headers=headers)
+
+
+async def order_chat(desk: Desk, body: ChatRequest) -> Order:
+    """Admit a chat request. Raises ApiError for what cannot be served."""
+    require_model(desk, body.model)
+    _check_chat(body)
+    thinks, tools = wants_thinking(body), offered_tools(desk.speaker, body)
+    prompt = render(desk.speaker, body.messages, body.chat_template_kwargs, thinks, tools)
+    max_tokens = choose_max_tokens(body, len(prompt.ids), desk.limits)
+    forced = close_thinking(body, prompt, desk.speaker, max_tokens)
+    allow = None
+    if body.response_format and body.response_format.type != "text":
+        grammar = await asyncio.to_thread(desk.grammars.compile, body.response_format)
+        allow = desk.grammars.hold(grammar, prompt.opened, thinks)
+    request = build_request(body, prompt.ids, desk.speaker, max_tokens, desk.limits, forced, allow)
+    inline = desk.options.reasoning == "inline" or body.separate_reasoning is False
+    visit = await desk.admit([request], bool(body.stream))
+    return Order(
+        visit,
+        [
+            Sample(desk.speaker.tokenizer, prompt.opened, not inline, inline, CallReader() if tools else None)
+            for _ in range(request.n)
+        ],
+        Frame.new(desk.name, "chat", names_of(desk.options.reasoning, body.include_reasoning)),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+
+
+def _check_chat(body: ChatRequest) -> None:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs=true; add it or leave top_logprobs out", param="top_logprobs")
+    if body.response_format and body.response_format.type != "text":
+        others = {"tools": body.tools, "min_tokens": body.min_tokens, "ignore_eos": body.ignore_eos}
+        for name, value in others.items():
+            if value:  # a grammar knows one place where the answer ends, and ends it there
+                raise ApiError(400, f"{name} does not go with response_format; leave one of them out", param=name)
+
+
+def offered_tools(speaker: Speaker, body: ChatRequest) -> list[Tool]:
+    """The tools that the model may call. Raises ApiError where its template shows it none."""
+    if not body.tools or body.tool_choice == "none":
+        return []
+    if body.tool_choice not in (None, "auto"):
+        raise ApiError(
+            400, "tool_choice is served as none and auto alone; a call cannot be forced", param="tool_choice"
+        )
+    if speaker.chat is None or "tools" not in speaker.chat.source:
+        raise ApiError(400, f"the chat template of {speaker.name} shows the model no tools; leave them out", "tools")
+    if body.parallel_tool_calls is False:
+        raise ApiError(400, "parallel_tool_calls=false cannot be promised; leave it out", param="parallel_tool_calls")
+    return body.tools
+
+
+async def order_texts(desk: Desk, body: CompletionRequest) -> Order:
+    """Admit a text completion. Raises ApiError for what cannot be served."""
+    require_model(desk, body.model)
+    if body.echo and body.logprobs is not None:
+        raise ApiError(400, "logprobs of an echoed prompt are not supported; leave out echo or logprobs", param="echo")
+    prompts = read_prompts(desk, body.prompt)
+    requests = [
+        build_request(body, ids, desk.speaker, choose_max_tokens(body, len(ids), desk.limits), desk.limits, place=place)
+        for place, ids in enumerate(prompts)
+    ]
+    echoes = [desk.speaker.tokenizer.decode(ids) if body.echo else "" for ids in prompts for _ in range(body.n or 1)]
+    visit = await desk.admit(requests, bool(body.stream))
+    return Order(
+        visit,
+        [Sample(desk.speaker.tokenizer, opened=False, splits=False, offset=len(echo)) for echo in echoes],
+        Frame.new(desk.name, "text"),
+        tuple(echoes) if body.echo else (),
+        body.logprobs,
+    )
+
+
+def read_prompts(desk: Desk, given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
+    """Ids of each prompt; texts begin with the token that the model's texts begin with."""
+    vocabulary = desk.speaker.model.config.vocab_size
+    texts = [given] if isinstance(given, str) else list(given)
+    if not texts or (len(texts) > MOST_PROMPTS and not isinstance(texts[0], int)):
+        raise ApiError(400, f"prompt holds {len(texts)} prompts; give 1 to {MOST_PROMPTS}", param="prompt")
+    lists = [texts] if isinstance(texts[0], int) else texts
+    try:
+        found = [encode_text(desk, each) if isinstance(each, str) else list(each) for each in lists]  # pyright: ignore
+    except ValueError as error:
+        raise ApiError(400, str(error), param="prompt") from error
+    for ids in found:
+        if not ids:
+            raise ApiError(400, "prompt is empty; give at least one token", param="prompt")
+        if strangers := [token for token in ids if not 0 <= token < vocabulary]:
+            raise ApiError(
+                400, f"prompt holds token id {strangers[0]}, outside the vocabulary of {vocabulary}", param="prompt"
+            )
+    return found
+
+
+def encode_text(desk: Desk, text: str) -> list[int]:
+    """Ids of a plain text behind the beginning-of-sequence token, where the model has one."""
+    tokenizer = desk.speaker.tokenizer
+    begin = [tokenizer.bos_id] if desk.speaker.uses_template else tokenizer.encode_template("")
+    return [*begin, *tokenizer.encode(text)]
+
+
+def require_model(desk: Desk, model: str | None) -> None:
+    """Raise ApiError 404 for a model that is not served."""
+    if model is not None and model != desk.name:
+        raise ApiError(
+            404, f"the model {model!r} is not served; this server has {desk.name!r}", "model", "model_not_found"
+        )

@@ -1,0 +1,161 @@
+"""One completion as it comes: the pieces of the engine sorted into what clients read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from fathom.infer.request import Piece
+from fathom.serve.thinking import Splitter, count_thinking
+from fathom.serve.tools import CallDelta, CallReader
+from fathom.text.special import THINK
+from fathom.text.tokenizer import Tokenizer, TokenStream
+
+LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
+UNFINISHED_THINKING = "thinking_unfinished"  # stop_reason where max_tokens ended the thinking: no answer began
+
+
+@dataclass
+class Delta:
+    """What came since the last time."""
+
+    thinking: str = ""
+    answer: str = ""
+    calls: list[CallDelta] = field(default_factory=list[CallDelta])
+    tokens: list[int] = field(default_factory=list[int])  # the stop token left out, and so in the next two
+    logprobs: list[float] = field(default_factory=list[float])
+    top: list[list[tuple[int, float]]] = field(default_factory=list[list[tuple[int, float]]])
+
+    def __iadd__(self, more: "Delta") -> "Delta":
+        """Append what came later."""
+        self.thinking += more.thinking
+        self.answer += more.answer
+        for mine, theirs in ((self.calls, more.calls), (self.tokens, more.tokens), (self.logprobs, more.logprobs)):
+            mine += theirs  # pyright: ignore[reportOperatorIssue]  (lists of one type each)
+        self.top += more.top
+        return self
+
+
+class Sample:
+    """State of one completion.
+
+    `opened` says that the prompt opened the thinking; with `splits` it is told apart from the answer, else the text
+    stays as it is. A reader of tool calls takes them out of the answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        opened: bool,
+        splits: bool,
+        inline: bool = False,
+        calls: CallReader | None = None,
+        offset: int = 0,
+    ) -> None:
+        self.splitter = Splitter(opened)
+        self.calls = calls
+        self.tokens: list[int] = []  # with the token that ended it
+        self.piece: Piece | None = None  # the newest
+        self.reader: TokenStream | None = None  # counts the characters of tokens, for their offsets
+        self.offset = offset  # characters in front of the next token's, an echoed prompt's included
+        self._opened, self._splits = opened, splits
+        self._tokenizer, self._text = tokenizer, tokenizer.stream()
+        self._prefix = THINK if inline and opened else ""
+        self._text_tokens = 0  # without the stop token
+
+    @property
+    def finish(self) -> str | None:
+        """Why it ended, in OpenAI's words; None while it goes on."""
+        if self.piece is None or self.piece.finish is None:
+            return None
+        if self.calls and self.calls.count and self.piece.finish == "stop":
+            return "tool_calls"
+        return self.piece.finish
+
+    @property
+    def stop_reason(self) -> int | str | None:
+        """The stop token or string; a word of its own where the answer never began."""
+        if self._splits and self.finish == "length" and self.splitter.thinks:
+            return UNFINISHED_THINKING
+        return self.piece.stopped_by if self.piece else None
+
+    def add(self, pieces: Sequence[Piece]) -> Delta:
+        """Take further pieces."""
+        delta = Delta()
+        for piece in pieces:
+            self.piece = piece
+            self.tokens += piece.tokens
+            shown = len(piece.tokens) - isinstance(piece.stopped_by, int)
+            self._text_tokens += shown
+            delta.tokens += piece.tokens[:shown]
+            delta.logprobs += piece.logprobs[:shown]
+            delta.top += (piece.top_logprobs or [])[:shown]
+            text = self._read(piece.tokens[:shown]) if piece.text is None else piece.text
+            self._sort(text, piece.finish is not None, delta)
+        return delta
+
+    def thought(self) -> int:
+        """Tokens of the thinking, without the tag that ends it."""
+        return count_thinking(self.tokens[: self._text_tokens], self._tokenizer.decode, self._opened)
+
+    def _read(self, tokens: Sequence[int]) -> str:
+        """The text of further tokens, where the engine did not read them in search of stop strings."""
+        text = "".join(map(self._text.step, tokens))
+        return text + self._text.finish() if self.finish else text
+
+    def _sort(self, text: str, ends: bool, delta: Delta) -> None:
+        thinking, answer = self.splitter.feed(text, ends)
+        if not self._splits:
+            thinking, answer, self._prefix = "", self._prefix + text, ""
+        if self.calls:
+            answer, calls = self.calls.feed(answer, ends)
+            delta.calls += calls
+        delta.thinking += thinking
+        delta.answer += answer
+
+
+def token_logprobs(delta: Delta, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The `logprobs` of a chat choice: every token, the thinking's too, with its likeliest rivals."""
+    rivals = delta.top or [[]] * len(delta.tokens)
+    found = [
+        _entry(token, logprob, tokenizer)
+        | {"top_logprobs": [_entry(other, chance, tokenizer) for other, chance in others]}
+        for token, logprob, others in zip(delta.tokens, delta.logprobs, rivals, strict=True)
+    ]
+    return {"content": found}
+
+
+def _entry(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    text = _text(token, tokenizer)
+    return {
+        "token": _name(token, tokenizer),
+        "logprob": max(logprob, LEAST_LOGPROB),
+        "bytes": None if text is None else list(text.encode()),
+        "token_id": token,
+    }
+
+
+def legacy_logprobs(sample: Sample, delta: Delta, tokenizer: Tokenizer, most: int) -> dict[str, Any]:
+    """The `logprobs` of /v1/completions; `most` 0 leaves the rivals out."""
+    sample.reader = sample.reader or tokenizer.stream()
+    lengths = [len(sample.reader.step(token)) for token in delta.tokens]
+    *offsets, sample.offset = accumulate(lengths, initial=sample.offset)
+    rivals = [{_name(other, tokenizer): max(chance, LEAST_LOGPROB) for other, chance in others} for others in delta.top]
+    return {
+        "tokens": [_name(token, tokenizer) for token in delta.tokens],
+        "token_logprobs": [max(each, LEAST_LOGPROB) for each in delta.logprobs],
+        "top_logprobs": rivals if most else None,
+        "text_offset": offsets,
+    }
+
+
+def _name(token: int, tokenizer: Tokenizer) -> str:
+    """The text of a token, or its id where it is part of a character: names never coincide."""
+    text = _text(token, tokenizer)
+    return f"token_id:{token}" if text is None else text
+
+
+def _text(token: int, tokenizer: Tokenizer) -> str | None:
+    """The text of a token; None where it is part of a character and has none of its own."""
+    text = tokenizer.decode([token])
+    return None if "\N{REPLACEMENT CHARACTER}" in text else text

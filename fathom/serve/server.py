@@ -1,0 +1,117 @@
+"""A server from a model's path: load, listen, answer, and leave in good order."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Generator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from fathom.infer.speaker import load_speaker
+from fathom.parallel.world import choose_device
+from fathom.serve.app import build_app
+from fathom.serve.desk import Desk
+from fathom.serve.options import ServeOptions, read_keys
+
+log = logging.getLogger("fathom.serve")
+PATIENCE_S = 5  # that connections have to take the last bytes
+BACKLOG = 2048  # connections that wait to be taken
+
+
+def serve(source: Path, options: ServeOptions) -> None:
+    """Serve until SIGTERM or Ctrl-C, then finish what was let in; a second Ctrl-C ends at once.
+
+    Raises ValueError for a model or an option that cannot be served, OSError where the address is taken.
+    """
+    keys = read_keys(options)
+    with listen(options.host, options.port) as sock:
+        desk = Desk(load_speaker(source, choose_device(options.device)), options, options.name or name_of(source))
+        running = Running(build_app(desk, source, keys), desk, sock)
+        with signals() as asked_to_end:
+            running.start()
+            log.info("serving %s at %s", desk.name, running.url)
+            while not asked_to_end.wait(timeout=0.5):
+                if running.ended:
+                    raise RuntimeError("the server ended unasked; its log says why")
+            log.info("no more requests are let in; those inside have %g s to finish", options.drain_s)
+            running.stop(options.drain_s)
+
+
+class Running:
+    """An application that is being served by a thread of its own."""
+
+    def __init__(self, app: FastAPI, desk: Desk, sock: socket.socket) -> None:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PATIENCE_S
+        )
+        self._server, self._desk, self._socket = uvicorn.Server(config), desk, sock
+        self._coroutines = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="server", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody is served any more."""
+        return not self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Let nobody in, wait for those inside, and end."""
+        if not self._coroutines.is_closed():
+            asyncio.run_coroutine_threadsafe(self._desk.drain(drain_s), self._coroutines).result()
+        self._server.should_exit = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._coroutines) as runner:
+            runner.run(self._server.serve(sockets=[self._socket]))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections; OSError where the address is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port} ({error.strerror}); give another --port") from error
+    sock.listen(BACKLOG)
+    return sock
+
+
+@contextlib.contextmanager
+def signals() -> Generator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set. The second Ctrl-C is a KeyboardInterrupt as ever."""
+    asked = threading.Event()
+
+    def ask(number: int, _: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def name_of(source: Path) -> str:
+    """The model id of what lies at a path."""
+    return source.resolve().name
