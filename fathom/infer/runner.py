@@ -162,7 +162,7 @@ class Runner:
         return hidden
 
     def decode(self, steps: int = 1) -> None:
-        """Draw the next token of every active row, or a burst of them; behind drafts that are kept also what follows."""
+        """Draw the next token of every active row, or a burst of them; behind kept drafts also what follows."""
         self.row_steps += self.rows.count * steps
         if self.graphs and not (self.rows.edited or self.rows.traced):
             self.graphs.decode(steps)

@@ -232,7 +232,7 @@ def _up_by_token(
     gate = tl.zeros((BLOCK_M,), tl.float32)
     up = tl.zeros((BLOCK_M,), tl.float32)
     square = 0.0
-    for start in range(0, width, BLOCK_D):
+    for start in tl.range(0, width, BLOCK_D):
         inside = start + d < width
         read = (m[:, None] < M) & inside[None, :]
         w_gate = tl.load(w_at + start, mask=read, other=0.0).to(tl.float32)
@@ -255,7 +255,7 @@ def _group(experts, members, counts, slots, BLOCK: tl.constexpr, PDL: tl.constex
         gdc_launch_dependents()
         gdc_wait()
     count = 0
-    for start in range(0, slots, BLOCK):
+    for start in tl.range(0, slots, BLOCK):
         slot = start + tl.arange(0, BLOCK)
         mine = (tl.load(experts + slot, mask=slot < slots, other=-1) == expert).to(tl.int32)
         tl.store(members + expert * slots + count + tl.cumsum(mine, 0) - mine, slot, mask=mine > 0)
@@ -288,14 +288,14 @@ def _up_by_expert(
         gdc_wait()
     count = tl.load(counts + expert)
     w_at = gate_up + (expert.to(tl.int64) * 2 * M + m[:, None]) * width + d[None, :]
-    for first in range(0, count, BLOCK_N):
+    for first in tl.range(0, count, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         own = tl.load(members + expert * slots + j, mask=j < count, other=0)
         x_at = x + (own // K)[:, None] * x_row + d[None, :]
         gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         square = tl.zeros((BLOCK_N,), tl.float32)
-        for start in range(0, width, BLOCK_D):
+        for start in tl.range(0, width, BLOCK_D):
             inside = start + d < width
             read = (m[:, None] < M) & inside[None, :]
             w_gate = tl.load(w_at + start, mask=read, other=0.0)
@@ -333,7 +333,7 @@ def _down_by_token(
     total = tl.zeros((BLOCK_O,), tl.float32)
     for k in tl.static_range(K):
         expert = tl.load(experts + row * K + k).to(tl.int64)
-        for start in range(0, M, BLOCK_M):
+        for start in tl.range(0, M, BLOCK_M):
             inside = start + m < M
             w = tl.load(
                 down + (expert * width + o[:, None]) * M + start + m[None, :],
@@ -342,7 +342,7 @@ def _down_by_token(
             v = tl.load(inner + (row * K + k) * M + start + m, mask=inside, other=0.0)
             total += tl.sum(w.to(tl.float32) * v.to(tl.float32)[None, :], 1)
     if SHARED:
-        for start in range(0, shared_width, BLOCK_M):
+        for start in tl.range(0, shared_width, BLOCK_M):
             inside = start + m < shared_width
             at = shared_gate_up + row * shared_row + start + m
             w = tl.load(
@@ -371,11 +371,11 @@ def _down_by_expert(
         gdc_wait()
     count = tl.load(counts + expert)
     w_at = down + (expert.to(tl.int64) * width + o[:, None]) * M + m[None, :]
-    for first in range(0, count, BLOCK_N):
+    for first in tl.range(0, count, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         own = tl.load(members + expert * slots + j, mask=j < count, other=0)
         total = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
-        for start in range(0, M, BLOCK_M):
+        for start in tl.range(0, M, BLOCK_M):
             inside = start + m < M
             w = tl.load(w_at + start, mask=(o[:, None] < width) & inside[None, :], other=0.0)
             v = tl.load(

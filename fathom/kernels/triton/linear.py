@@ -72,7 +72,7 @@ def few_rows(
             gdc_wait()  # behind the first weights, which no kernel before writes
         total = tl.zeros((BLOCK_O,), tl.float32)
         square = 0.0
-        for start in range(0, width, BLOCK_D):
+        for start in tl.range(0, width, BLOCK_D):
             at = x + row * x_row + start + d
             inside = start + d < width
             v = tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -98,7 +98,7 @@ def few_rows(
         x_at = x + n[:, None] * x_row + d[None, :]
         total = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
         square = tl.zeros((BLOCK_N,), tl.float32)
-        for start in range(0, width, BLOCK_D):
+        for start in tl.range(0, width, BLOCK_D):
             inside = start + d < width
             read = (n[:, None] < rows) & inside[None, :]
             w = tl.load(w_at + start, mask=(o[:, None] < limit) & inside[None, :], other=0.0)

@@ -34,7 +34,7 @@ def _above(x, size, best, scale, cut, BLOCK: tl.constexpr):
     """How many tokens weigh at least `cut`, and what they weigh together."""
     count = 0
     mass = tl.zeros((), tl.float64)
-    for start in range(0, size, BLOCK):
+    for start in tl.range(0, size, BLOCK):
         w = _weights(x, start, size, best, scale, BLOCK)
         kept = (w >= cut) & (w > 0)
         count += tl.sum(kept.to(tl.int32))
@@ -66,14 +66,14 @@ def _draw(
         scale = tl.where(greedy, 1.0, scale)
         best = tl.full((), -float("inf"), tl.float32)
         choice = 0
-        for start in range(0, size, BLOCK):
+        for start in tl.range(0, size, BLOCK):
             at = start + tl.arange(0, BLOCK)
             block = tl.load(x + at, mask=at < size, other=-float("inf"))
             high = tl.max(block, 0)
             choice = tl.where(high > best, start + tl.argmax(block, 0), choice)
             best = tl.maximum(best, high)
         total = tl.zeros((), tl.float64)
-        for start in range(0, size, BLOCK):
+        for start in tl.range(0, size, BLOCK):
             total += tl.sum(_weights(x, start, size, best, scale, BLOCK)).to(tl.float64)
         next_place = tl.load(position + row) + 1
         if not greedy:
@@ -115,7 +115,7 @@ def _draw(
                     cut = lower
                 mass = tl.zeros((), tl.float64)
                 ties = 0
-                for start in range(0, size, BLOCK):
+                for start in tl.range(0, size, BLOCK):
                     w, met = _kept(_weights(x, start, size, best, scale, BLOCK), cut, quota, ties)
                     ties += met
                     mass += tl.sum(w).to(tl.float64)
@@ -125,7 +125,7 @@ def _draw(
             found = 0
             found_before = tl.zeros((), tl.float64)
             found_ties = 0
-            for start in range(0, size, BLOCK):
+            for start in tl.range(0, size, BLOCK):
                 w, met = _kept(_weights(x, start, size, best, scale, BLOCK), cut, quota, ties)
                 part = tl.sum(w).to(tl.float64)
                 here = (part > 0) & (before <= goal)  # the last such block holds the goal
@@ -148,7 +148,7 @@ def _draw(
         tl.store(token + row, drawn)
         tl.store(position + row, next_place)
         done = next_place >= tl.load(last + row)
-        for s in range(stops):
+        for s in tl.range(0, stops):
             done = done | (tl.load(stop_ids + s * stop_row + row) == drawn)
         tl.store(place + row, tl.where(done, -1, next_place.to(tl.int32)))
 
