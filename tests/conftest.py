@@ -2,15 +2,21 @@
 
 import argparse
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
 # The rooms whose signatures say shapes; Python loops over characters and problems would only get slow.
-ROOMS = [f"fathom.{room}" for room in ("kernels", "model", "parallel", "checkpoint", "train", "infer", "rl")]
+# Triton compiles its kernels from their source, so those stay as they are.
+ROOMS = [f"fathom.{room}" for room in ("model", "parallel", "checkpoint", "train", "infer", "rl")]
+ROOMS += [f"fathom.kernels.{file.stem}" for file in Path(__file__).parents[1].glob("fathom/kernels/[a-z]*.py")]
 # Whole numbers pass for floats, as the type system has it.
 TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
+if not torch.cuda.is_available():  # before anything imports Triton: the twins' logic can then be run without a GPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,8 +29,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before any test file imports fathom, as the hook changes modules while they load, or anything imports Triton."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # the twins' logic can then be run without a GPU
+    """Before any test file imports fathom, as the hook changes modules while they load."""
     if config.getoption("--shapes"):
         install_import_hook(ROOMS, TYPECHECKER)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import ParamSpec, TypeVar
 
-import torch
 from torch import Tensor
 
 P = ParamSpec("P")
@@ -20,10 +19,12 @@ def twin(definition: Callable[P, R]) -> Callable[P, R]:
     """
     package, _, file = definition.__module__.rpartition(".")
 
-    @torch.compiler.assume_constant_result
     @functools.cache
     def faster() -> Callable[P, R]:
         return getattr(import_module(f"{package}.triton.{file}"), definition.__name__)
+
+    # the mark that torch.compiler.assume_constant_result leaves, without the two seconds that importing dynamo takes
+    setattr(faster, "_dynamo_marked_constant", True)  # noqa: B010
 
     @functools.wraps(definition)
     def chosen(*args: P.args, **kwargs: P.kwargs) -> R:

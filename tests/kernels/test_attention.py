@@ -118,19 +118,8 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> N
 
 
 @pytest.fixture
-def twin(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module of the twin: compiled where there is a GPU, else as Triton's interpreter runs it."""
-    pytest.importorskip("triton")
-    if not GPU:
-        from triton.runtime import interpreter
-
-        patch = interpreter._patch_lang_tensor
-
-        def with_index(tensor: Any, scope: Any) -> None:  # NumPy >= 2.4 makes no int of an array of one element
-            patch(tensor, scope)
-            scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-        monkeypatch.setattr(interpreter, "_patch_lang_tensor", with_index)
+def twin(triton_kernels: None) -> Any:
+    """The module of the twin."""
     from fathom.kernels.triton import attention as module
 
     return module
