@@ -108,6 +108,11 @@ class Engine:
         return [kept / checked for checked, kept in zip(*self._verdicts(), strict=True) if checked]
 
     @property
+    def row_steps(self) -> int:
+        """Steps so far, each counted once for every row that was in it."""
+        return self._runner.row_steps
+
+    @property
     def decoded(self) -> int:
         """Tokens drawn so far, but for the first of each completion, which the pass over its prompt gives."""
         return self._runner.row_steps + sum(self._verdicts()[1])

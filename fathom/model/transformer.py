@@ -54,7 +54,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         tokens: Int[Tensor, "B T"],
-        positions: Int[Tensor, "1|B T"] | None = None,
+        positions: Int[Tensor, "P T"] | None = None,
         mask: Bool[Tensor, "B T S"] | None = None,
         slots: Slots | None = None,
         trace: RoutingTrace | None = None,
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
         depth: int,
         hidden: Float[Tensor, "B T D"],
         tokens: Int[Tensor, "B T"],
-        positions: Int[Tensor, "1|B T"] | None = None,
+        positions: Int[Tensor, "P T"] | None = None,
         mask: Bool[Tensor, "B T S"] | None = None,
         slots: Slots | None = None,
         trace: RoutingTrace | None = None,
