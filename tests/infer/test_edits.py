@@ -118,6 +118,7 @@ def outcomes(pieces: Sequence[Sequence[Piece]]) -> list[tuple[object, ...]]:
     return [(p.request, p.sample, p.tokens, p.text, p.finish, p.stopped_by) for group in pieces for p in group]
 
 
+@pytest.mark.slow
 def test_drafts_change_no_text_whatever_the_settings(narrow: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = outcomes(Engine(narrow, rows=24).generate(every_combination()))
     counts = cycle([2, 0, 1, 4, 0, 0, 3])

@@ -51,6 +51,7 @@ def test_a_cancelled_request_frees_its_rows_at_once_and_disturbs_nobody(narrow: 
         engine.cancel(99)
 
 
+@pytest.mark.slow
 def test_no_row_is_lost_over_a_thousand_requests_cancelled_at_random(latent: Transformer) -> None:
     rng, engine = random.Random(0), Engine(latent, rows=6, drafts=True)
     flying, done = list[int](), defaultdict[int, int](int)

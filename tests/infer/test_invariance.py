@@ -85,6 +85,7 @@ def crowds(model: Transformer, asked: list[Request]) -> list[list[list[Piece]]]:
     return [Engine(model, rows=48).generate(asked), backwards[::-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_in_float64_not_a_bit_depends_on_the_neighbours(wide: Transformer, law: str) -> None:
     model = deepcopy(wide).double()

@@ -82,7 +82,13 @@ def agree(pieces: Piece, other: Piece) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "drafts"), [*((pool, True) for pool in POOLS), ("few", False), ("no prefixes", False)]
+    ("pool", "drafts"),
+    [
+        ("few", True),
+        ("few", False),
+        *(pytest.param(pool, True, marks=pytest.mark.slow) for pool in POOLS if pool != "few"),
+        pytest.param("no prefixes", False, marks=pytest.mark.slow),
+    ],
 )
 def test_texts_with_pages_are_those_without(narrow: Transformer, pool: str, drafts: int) -> None:
     requests = crowd(narrow.config.vocab_size)

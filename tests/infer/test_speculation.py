@@ -74,7 +74,7 @@ def pieces_of(engine: Engine, prompt: list[int]) -> tuple[list[int], list[int]]:
     return [len(piece.tokens) for piece in pieces], [token for piece in pieces for token in piece.tokens]
 
 
-@pytest.mark.parametrize("drafts", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("drafts", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 4, 6))])
 def test_drafts_are_those_of_the_modules_over_the_whole_row(drafting: Transformer, drafts: int) -> None:
     engine, generator = Engine(drafting, rows=1, drafts=drafts), torch.Generator().manual_seed(0)
     for length in (1, 2, 3, 30):
@@ -86,6 +86,7 @@ def test_drafts_are_those_of_the_modules_over_the_whole_row(drafting: Transforme
     assert all(share > 0.02 for share in engine.acceptance_by_position[:2])
 
 
+@pytest.mark.slow
 def test_modules_read_what_they_missed_while_there_were_no_drafts(
     drafting: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +127,7 @@ def test_no_count_of_drafts_changes_a_text(
     assert engine.tokens_per_step > 1.1 or drafts in (0, "auto")
 
 
+@pytest.mark.slow
 def test_rows_that_end_at_the_last_place_of_the_cache_are_drafted_for(drafting: Transformer) -> None:
     request = Request([1, 2, 3], replace(GREEDY, max_tokens=125), 0, frozenset(), n=2)  # the context is 128
     plain = Engine(drafting, rows=2).generate([request])[0]
@@ -200,6 +202,7 @@ def test_acceptance_by_position_is_that_of_the_definition(drafting: Transformer)
     assert engine.acceptance_by_position == pytest.approx([k / c for k, c in zip(kept, checked, strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["ratio", "greedy"])
 def test_rules_are_one_at_temperature_0_and_repeat_themselves_above(drafting: Transformer, rule: str) -> None:
     plain = Engine(drafting, rows=5).generate(varied())

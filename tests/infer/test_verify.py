@@ -161,6 +161,7 @@ def drawn_texts(engine: Engine, vocab: int, temperature: float, top_p: float) ->
     return torch.tensor([counts[text] for text in range(vocab**3)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "temperature", "top_p"), [("ratio", 0.7, 0.95), ("ratio", 1.2, 0.8), ("greedy", 1.2, 0.8)]
 )

@@ -99,7 +99,9 @@ def test_metrics_add_up(serve: Any) -> None:
 def test_the_log_has_no_prompts(shared: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "fathom.serve"):
         shared.http.post(
-            "/v1/completions", json={"prompt": "secret words", "max_tokens": 2}, headers={"x-request-id": "mine-1"}
+            "/v1/completions",
+            json={"prompt": "secret words", "max_tokens": 2, "ignore_eos": True},
+            headers={"x-request-id": "mine-1"},
         )
     record = json.loads(next(line for line in caplog.messages if "mine-1" in line))
     assert (record["path"], record["status"], record["prompt_tokens"], record["completion_tokens"]) == (

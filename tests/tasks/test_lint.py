@@ -43,12 +43,14 @@ def test_a_check_that_evaluates_is_found(few: None, tmp_path: Path) -> None:
     assert not Path("/tmp/fathom-was-here").exists() or ISOLATION == "limits"
 
 
+@pytest.mark.slow
 def test_a_check_that_searches_is_found(few: None, tmp_path: Path) -> None:
     file = careless(tmp_path, "def check(answer, truth): return str(truth) in answer")
     found = {finding.attack: finding.fault for finding in lint(config(file)).findings}
     assert found["every small number"] == found["two answers"] == found["a sentence"] == "paid"
 
 
+@pytest.mark.slow
 def test_the_verb_says_what_it_found_and_exits_with_2(
     few: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
