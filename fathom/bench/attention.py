@@ -167,8 +167,10 @@ def error(shape: Shape, pool: Pool, scale: float) -> float:
 
 
 def microseconds(calls: Sequence[Callable[[], Any]], rounds: int) -> float:
-    """Median time of one call: all of them are captured one behind the other in a CUDA graph, which runs `REPLAYS` times
-    on end, so that its own launch counts little."""
+    """Median time of one call.
+
+    All are captured one behind the other in a CUDA graph, which runs `REPLAYS` times on end: its launch counts little.
+    """
     calls[0]()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
