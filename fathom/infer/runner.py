@@ -71,13 +71,13 @@ class Runner:
         self.version = 0  # of the weights
         self.row_steps = 0  # rows decoded, summed over the steps
         self._reach = 0  # the newest tokens of all active rows lie before this place
-        fused = tables is not None and weight.is_cuda and not drafts and has_fused_step(model.config)
-        self.graphs = _graphs(model, self.rows, tables, graphs, invariant) if fused and tables else None
-        if invariant and not fused:
+        self.graphs: Graphs | None = None
+        if tables is not None and weight.is_cuda and not drafts and has_fused_step(model.config):
+            self.graphs = _graphs(model, self.rows, tables, graphs, invariant)
+        elif invariant:
             raise ValueError(
                 "invariant=True needs latent attention over pages on a GPU, without drafts; leave it out elsewhere"
             )
-
         modules = 1 if tables else len(model.mtp)  # chunks of a prompt are read by one module alone
         plain = Plain(self._slots, self._logits, self._draw, self._record, modules)
         self.speculation = (

@@ -38,7 +38,7 @@ def precision(weight: Tensor) -> str:
 
 
 @triton.jit
-def _silu(x):
+def silu(x):
     return x / (1 + tl.exp(-x))
 
 
@@ -77,7 +77,7 @@ def few_rows(
             inside = start + d < width
             v = tl.load(at, mask=inside, other=0.0).to(tl.float32)
             if SWIGLU:
-                v = _silu(v) * tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
+                v = silu(v) * tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
             if NORM:
                 square += tl.sum(v * v)
                 v *= tl.load(gain + start + d, mask=inside, other=0.0).to(tl.float32)
@@ -105,7 +105,7 @@ def few_rows(
             v = tl.load(x_at + start, mask=read, other=0.0)
             if SWIGLU:
                 v = v.to(tl.float32)
-                v = _silu(v) * tl.load(x_at + start + width, mask=read, other=0.0).to(tl.float32)
+                v = silu(v) * tl.load(x_at + start + width, mask=read, other=0.0).to(tl.float32)
             if NORM:
                 v = v.to(tl.float32)
                 square += tl.sum(v * v, 1)
