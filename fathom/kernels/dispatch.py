@@ -3,12 +3,23 @@
 import functools
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 
+GLUON = "3.6."  # the releases of Triton whose Gluon dialect our Hopper kernels are written in; it changes with each
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def speaks_gluon() -> bool:
+    """Whether the Triton installed here compiles kernels in Gluon as ours are written."""
+    try:
+        return version("triton").startswith(GLUON)
+    except PackageNotFoundError:
+        return False
 
 
 def twin(definition: Callable[P, R]) -> Callable[P, R]:

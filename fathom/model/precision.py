@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from fathom.kernels.dispatch import GLUON, speaks_gluon
 from fathom.kernels.fp8 import Fp8Layer, Kept, TensorCount
 from fathom.model.linear import Linear
 from fathom.model.moe import MoE
@@ -24,6 +25,9 @@ def use_fp8(model: nn.Module, after_attention: Kept = "bfloat16") -> bool:
     if device.type == "cuda" and not has_fp8_units(torch.cuda.get_device_capability(device)):
         name = torch.cuda.get_device_name(device)
         log.warning("%s cannot multiply FP8 as Hopper does: training runs without it, in bfloat16", name)
+        return False
+    if device.type == "cuda" and not speaks_gluon():
+        log.warning("FP8 kernels need Triton %sx, which comes with torch 2.11: training runs in bfloat16", GLUON)
         return False
     for name, module in model.named_modules():
         if (isinstance(module, Linear) and name != "head") or isinstance(module, MoE):

@@ -12,8 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fathom.kernels.attention import check_pages
+from fathom.kernels.dispatch import speaks_gluon
 from fathom.kernels.triton.attention_splits import Parts, choose_splits, processors
 
+GLUON = speaks_gluon()
 LOG2E = math.log2(math.e)
 FEW = 32  # queries a row, up to which reads are the limit; the kernel for many multiplies 64 whether there or not
 BLOCK = 64  # tokens of a tile: the fewest rows of a warpgroup's product
@@ -120,7 +122,7 @@ def paged_latent_attention(
     """
     check_pages(q, pages, table, length, rank)
     args = (q, pages, table, length, rank, scale * LOG2E, splits)
-    if not q.is_cuda:  # the interpreter, which knows no Gluon
+    if not (q.is_cuda and GLUON):  # the interpreter knows no Gluon, and other releases another
         return attention_of_any(*args)
     from fathom.kernels.triton.attention_few import attention_of_few
     from fathom.kernels.triton.attention_many import attention_of_many
