@@ -13,6 +13,7 @@ from torch import Tensor
 from fathom.checkpoint.hub import save_published
 from fathom.config import AttentionConfig, ModelConfig, MoEConfig
 from fathom.model import Transformer
+from fathom.presets import SMALL
 
 # No MTP module, and no balance loss: the peers have neither, and both sides are to do the same work.
 SHAPE = ModelConfig(
@@ -50,32 +51,7 @@ MIDDLE = ModelConfig(
     ),
 )
 
-# 816.9 M parameters of which a token meets 167.6 M, head in and embedding out
-LARGE = ModelConfig(
-    vocab_size=32_768,
-    hidden_size=1024,
-    num_hidden_layers=10,
-    num_nextn_predict_layers=0,
-    intermediate_size=2816,
-    attention=AttentionConfig(
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        q_lora_rank=384,
-        kv_lora_rank=256,
-        qk_nope_head_dim=128,
-        qk_rope_head_dim=64,
-        v_head_dim=128,
-    ),
-    moe=MoEConfig(
-        n_routed_experts=64,
-        num_experts_per_tok=6,
-        moe_intermediate_size=384,
-        first_k_dense_replace=1,
-        seq_aux_alpha=0.0,
-    ),
-)
-
-SHAPES = {"0.7m": SHAPE, "16m": MIDDLE, "h200": LARGE}
+SHAPES = {"0.7m": SHAPE, "16m": MIDDLE, "h200": SMALL}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
 from fathom.infer.rows import Rows
+from fathom.infer.scheduler import SHORT_PASS
 from fathom.infer.tables import Tables
 from fathom.kernels.decode import linear
 from fathom.kernels.sampling import DrawState
@@ -18,8 +19,6 @@ from fathom.model import Transformer
 from fathom.model.decode import fused_hidden, rotations
 
 T = TypeVar("T")
-
-SHORT = 512  # tokens up to which a pass over prompts is a graph too
 
 
 class Inputs(NamedTuple):
@@ -53,9 +52,9 @@ class Graphs:
         self._buckets = buckets(rows.capacity, least=2 if invariant else 1)
         self._state = rows.draw_state(self._place)
         self._inputs = Inputs(
-            torch.zeros(SHORT, dtype=torch.int64, device=tables.device),
-            torch.full((SHORT,), -1, dtype=torch.int32, device=tables.device),
-            torch.zeros(SHORT, tables.columns, dtype=torch.int32, device=tables.device),
+            torch.zeros(SHORT_PASS, dtype=torch.int64, device=tables.device),
+            torch.full((SHORT_PASS,), -1, dtype=torch.int32, device=tables.device),
+            torch.zeros(SHORT_PASS, tables.columns, dtype=torch.int32, device=tables.device),
         )
         self._drawers: dict[int, torch.cuda.CUDAGraph] = {}
         self._readers: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -82,7 +81,7 @@ class Graphs:
         """States of tokens anywhere in their rows, each a row of its own to the kernels."""
         count, table = tokens.numel(), table.repeat_interleave(tokens.shape[1], dim=0)
         bucket = max(8, 1 << (count - 1).bit_length())
-        if not self._replay or bucket > SHORT:
+        if not self._replay or bucket > SHORT_PASS:
             pad = 1 if count == 1 and self.invariant else 0  # one row is computed by other tiles than two
             flat, place = F.pad(tokens.flatten(), (0, pad)), F.pad(places.flatten().int(), (0, pad), value=-1)
             hidden = self._hidden(flat, place, F.pad(table, (0, 0, 0, pad)))

@@ -8,11 +8,10 @@ import torch
 from fathom.infer.check import check_pages
 from fathom.infer.request import Request
 from fathom.infer.runner import Parked, Runner
-from fathom.infer.scheduler import Admission, Queue, group_alike, share_budget
+from fathom.infer.scheduler import SHORT_PASS, Admission, Queue, group_alike, share_budget
 from fathom.infer.tables import Holding, Tables
 from fathom.model import PagedSlots
 
-SHORT = 512  # tokens of a pass up to which a GPU reads them as it decodes
 LEAST_CHUNK = 16  # tokens of prompts that a step reads however many rows decode
 
 
@@ -192,14 +191,13 @@ class Paging:
         windows = [each.text[each.done : each.done + width + 1] for each in readings]
         tokens = torch.tensor([[*text, *[0] * (width + 1 - len(text))] for text in windows], device=runner.device)
         graphs = runner.graphs
-        if graphs and (graphs.invariant or places.numel() <= SHORT):
+        if graphs and (graphs.invariant or places.numel() <= SHORT_PASS):
             hidden = graphs.read(tokens[:, :-1], places, table)
         else:
             slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
             hidden = runner.reader(tokens[:, :-1], slots=slots)
-        if runner.speculation:
-            slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
-            runner.reader.predict_further(0, hidden, tokens[:, 1:], slots=slots)
+            if runner.speculation:
+                runner.reader.predict_further(0, hidden, tokens[:, 1:], slots=slots)
         for each, start in zip(readings, starts, strict=True):
             each.done = min(start + width, each.size)
             tables.publish(each.holding, each.text, each.done, runner.version)

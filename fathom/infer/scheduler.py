@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fathom.infer.request import Request
 
 ADMISSION_SHARE = 8  # a prompt pass is worth its cost once one row in so many is free
+SHORT_PASS = 512  # tokens of a prompt pass up to which a GPU reads them as it decodes, by a graph
 PREFILL_TOKENS = 1 << 14  # of one prompt pass, padding included: bounds its memory
 
 

@@ -10,12 +10,13 @@ import torch
 
 from fathom.bench import decode
 from fathom.bench.decode import DecodeOptions, DecodeSize, Place, first_difference
-from fathom.bench.shape import LARGE, MIDDLE, published
+from fathom.bench.shape import MIDDLE, published
 from fathom.checkpoint.hub import save_published
 from fathom.cli import main
 from fathom.config import ModelConfig
 from fathom.model import Transformer
 from fathom.plan.count import main_parameters
+from fathom.presets import SMALL
 
 SIZE = DecodeSize(rows=3, prompt=5, new_tokens=12)
 CPU = Place("cpu")
@@ -53,8 +54,8 @@ def test_the_shapes_have_the_sizes_of_their_names() -> None:
         for shape, active, whole in (
             (MIDDLE, False, True),
             (MIDDLE, True, True),
-            (LARGE, False, True),
-            (LARGE, True, False),
+            (SMALL, False, True),
+            (SMALL, True, False),
         )
     ]
     assert millions == [16.0, 6.4, 816.9, 167.6]

@@ -8,9 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-TILE = (
-    16  # rows of one tile, the fewest: more tiles read the same weights from the L2 cache and keep more processors busy
-)
+TILE = 16  # rows of one, the fewest: more tiles keep more processors busy, and share weights in the L2 cache
 
 # Tiles that were fastest on an H200, for one row and for more, for few outputs and for many.
 WIDE = 4096  # outputs that count as many
