@@ -1,6 +1,7 @@
 """Plain completions, ids of texts, and what operators read."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -96,6 +97,17 @@ def test_metrics_add_up(serve: Any) -> None:
     assert counts["fathom:num_requests_running"] == counts["fathom:num_requests_waiting"] == 0
 
 
+def logged(caplog: pytest.LogCaptureFixture, name: str) -> str:
+    """The log's line of a request: it is written when the answer is out, so a client may be ahead of it."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for line in caplog.messages:
+            if name in line:
+                return line
+        time.sleep(0.01)
+    raise AssertionError(f"no line of {name} in {caplog.messages}")
+
+
 def test_the_log_has_no_prompts(shared: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "fathom.serve"):
         shared.http.post(
@@ -103,7 +115,7 @@ def test_the_log_has_no_prompts(shared: Any, caplog: pytest.LogCaptureFixture) -
             json={"prompt": "secret words", "max_tokens": 2, "ignore_eos": True},
             headers={"x-request-id": "mine-1"},
         )
-    record = json.loads(next(line for line in caplog.messages if "mine-1" in line))
+    record = json.loads(logged(caplog, "mine-1"))
     assert (record["path"], record["status"], record["prompt_tokens"], record["completion_tokens"]) == (
         "/v1/completions",
         200,
