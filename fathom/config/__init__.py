@@ -6,6 +6,7 @@ from typing import Literal
 from fathom.config.checks import require_choice, require_positive
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
 from fathom.config.objective import ObjectiveConfig
+from fathom.config.parallel import ParallelConfig
 from fathom.config.rl import CriticConfig, GRPOConfig, RewardConfig
 from fathom.config.sampling import SamplingConfig
 from fathom.config.task import TaskConfig
@@ -22,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ParallelConfig",
     "RewardConfig",
     "RopeConfig",
     "SamplingConfig",
@@ -59,6 +61,7 @@ class Config:
     cold_start: bool = True  # supervised fine-tuning on worked solutions before GRPO; False is R1-Zero (R1 2.2)
     init: str = ""  # checkpoint directory to start from instead of fresh weights
     dollars_per_hour: float = 0.10  # price of this machine, for the report's cost
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     text: TextConfig = field(default_factory=TextConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -7,7 +7,7 @@ import pickle
 import signal
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+
+from fathom.parallel.mesh import Axis, Mesh
 
 R = TypeVar("R")
 
@@ -33,41 +35,38 @@ class World:
     rank: int
     size: int
     device: torch.device
+    mesh: Mesh = field(default_factory=Mesh)
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
+    @property
+    def everyone(self) -> Axis:
+        """All processes."""
+        return Axis(self.rank, self.size)
+
+    @property
+    def rows(self) -> Axis:
+        """The processes with rows of their own: all of them, unless they share rows or layers."""
+        return self.everyone if self.mesh.dense is None else self.mesh.rows
+
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor, on every process, by the sum over the processes: one message for all of them."""
-        if self.size == 1 or not tensors:
-            return
-        flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
-        dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        self.everyone.sum(tensors)
 
     def sum_numbers(self, *numbers: float) -> tuple[float, ...]:
         """The sums of a few numbers over the processes."""
-        if self.size == 1:
-            return numbers
-        tensor = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(tensor)
-        return tuple(tensor.tolist())
+        return self.everyone.sum_numbers(*numbers)
 
     def gather(self, value: object) -> list[object]:
         """Every process's value, in the order of ranks, on every process."""
-        if self.size == 1:
-            return [value]
-        values: list[object] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        return self.everyone.gather(value)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
-        if self.size > 1:
-            dist.barrier()
+        self.everyone.barrier()
 
 
 def choose_device(name: str) -> torch.device:

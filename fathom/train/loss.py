@@ -36,7 +36,7 @@ class Denominators:
         tokens = sum(float(batch.weights.sum()) for batch in batches)
         further = [sum(float(further_weights(batch, d + 1).sum()) for batch in batches) for d in range(depths)]
         rows = sum(batch.tokens.shape[0] for batch in batches)
-        tokens, rows, *further = world.sum_numbers(tokens, rows, *further)
+        tokens, rows, *further = world.rows.sum_numbers(tokens, rows, *further)
         return Denominators(max(tokens, 1.0), tuple(max(f, 1.0) for f in further), rows)
 
 
@@ -44,6 +44,31 @@ def further_weights(batch: Batch, depth: int) -> NDArray[np.float32]:
     """Loss weights of MTP depth `depth`: of the target `depth` places on, if it is in the same document."""
     same = batch.segments[:, depth:] == batch.segments[:, :-depth]
     return batch.weights[:, depth:] * same
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A micro-batch on the device, as the model and the loss read it; all (B, T)."""
+
+    tokens: Tensor
+    targets: Tensor
+    weights: Tensor
+    further: tuple[Tensor, ...]  # loss weights of every MTP depth d, (B, T - d)
+    positions: Tensor | None  # None counts each row from zero
+    mask: Tensor | None  # (B, T, T), True where a token may see another; None is causal
+    valid: Tensor | None  # 1.0 where there is a token, 0.0 where a row is filled up; None has tokens everywhere
+
+    @staticmethod
+    def of(batch: Batch, depths: int, device: torch.device, mask_documents: bool = False) -> "Inputs":
+        """The micro-batch with what `depths` MTP modules need."""
+        segments = torch.from_numpy(batch.segments).to(device)
+        return Inputs(
+            *(torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.weights)),
+            further=tuple(torch.from_numpy(further_weights(batch, d + 1)).to(device) for d in range(depths)),
+            positions=torch.from_numpy(batch.positions).to(device) if mask_documents else None,
+            mask=document_mask(segments) if mask_documents else None,
+            valid=(segments >= 0).float() if (batch.segments < 0).any() else None,
+        )
 
 
 def language_losses(
@@ -55,38 +80,43 @@ def language_losses(
     mask_documents: bool = False,
 ) -> Losses:
     """Next-token loss, MTP losses (V3 eq. 24-25) and sequence-wise balance loss (V3 eq. 17) of one micro-batch."""
-    tokens, targets, weights = (torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.weights))
-    segments = torch.from_numpy(batch.segments).to(device)
-    padded = bool((batch.segments < 0).any())
-    trace = RoutingTrace(valid=(segments >= 0).float() if padded else None)
-    mask = positions = None
-    if mask_documents:
-        positions = torch.from_numpy(batch.positions).to(device)
-        mask = document_mask(segments)
-    hidden = model(tokens, positions=positions, mask=mask, trace=trace)
-    loss, best = _weighted_loss(model, hidden, targets, weights, denominators.tokens)
+    inputs = Inputs.of(batch, len(model.mtp) if mtp_weight > 0 else 0, device, mask_documents)
+    trace = RoutingTrace(valid=inputs.valid)
+    hidden = model(inputs.tokens, positions=inputs.positions, mask=inputs.mask, trace=trace)
+    return losses_behind(model, hidden, inputs, denominators, mtp_weight, trace)
+
+
+def losses_behind(
+    model: Transformer,
+    hidden: Tensor,
+    inputs: Inputs,
+    denominators: Denominators,
+    mtp_weight: float,
+    trace: RoutingTrace,
+) -> Losses:
+    """The losses of a micro-batch whose states (B, T, D) behind the final norm are known."""
+    loss, best = _weighted_loss(model, hidden, inputs.targets, inputs.weights, denominators.tokens)
     parts = {"loss_main": loss.detach()}
     total = loss
-    depths = len(model.mtp) if mtp_weight > 0 else 0
-    for depth in range(1, depths + 1):
+    depths = len(inputs.further)
+    for depth, further in enumerate(inputs.further, 1):
         hidden = model.predict_further(
             depth - 1,
             hidden[:, :-1],
-            tokens[:, depth:],
+            inputs.tokens[:, depth:],
             # a joined state belongs to the document of its hidden state, not to that of the token further on
-            positions=None if positions is None else positions[:, :-depth],
-            mask=None if mask is None else mask[:, :-depth, :-depth],
+            positions=None if inputs.positions is None else inputs.positions[:, :-depth],
+            mask=None if inputs.mask is None else inputs.mask[:, :-depth, :-depth],
             trace=trace,
         )
-        further = torch.from_numpy(further_weights(batch, depth)).to(device)
-        loss, draft = _weighted_loss(model, hidden, targets[:, depth:], further, denominators.further[depth - 1])
+        loss, draft = _weighted_loss(model, hidden, inputs.targets[:, depth:], further, denominators.further[depth - 1])
         total = total + mtp_weight / depths * loss
         parts["loss_mtp"] = parts.get("loss_mtp", 0) + loss.detach() / depths
         if depth == 1:
             agree = ((draft == best[:, 1:]) & (further > 0)).sum()
             parts["mtp_acceptance"] = agree / denominators.further[0]
     if trace.balance:
-        balance = torch.stack(trace.balance).sum() * (tokens.shape[0] / denominators.rows)
+        balance = torch.stack(trace.balance).sum() * (inputs.tokens.shape[0] / denominators.rows)
         total = total + model.config.moe.seq_aux_alpha * balance
         parts["loss_balance"] = balance.detach()
     parts["loss"] = total.detach()
