@@ -216,18 +216,19 @@ def serve(run: RunDir, options: Serving) -> None:
 
     The newest model of a run, or a checkpoint. Thinking comes apart from the answer, streamed or whole. It listens on
     this machine alone; for any other address give API keys, one a line in --api_key_file, or FATHOM_API_KEY in the
-    environment. SIGTERM and Ctrl-C let what was begun finish. Needs the extra: pip install 'fathomlm[serve]'.
+    environment. SIGTERM and Ctrl-C let what was begun finish. --engine vllm or sglang exports the model, starts that
+    engine on it and stands in front. Needs the extra: pip install 'fathomlm[serve]'.
 
     Example: fathom serve runs/laptop --port 8000
 
     Example: fathom serve models/r1-distill --host 0.0.0.0 --api_key_file keys.txt --context 8192
     """
     try:
-        from fathom.serve import server
+        from fathom.serve import launch, server
     except ImportError as error:
         raise ValueError(f"serving needs the package {error.name}; pip install 'fathomlm[serve]'") from error
 
-    server.serve(run, options)
+    (server.serve if options.engine == "fathom" else launch.serve_engine)(run, options)
 
 
 def report(run: RunDir) -> None:

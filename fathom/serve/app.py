@@ -45,7 +45,7 @@ def build_app(desk: Desk, source: Path, keys: Sequence[str] = ()) -> FastAPI:
     _add_state(app, desk)
     _add_reload(app, desk, source)
     add_page(app)
-    _add_errors(app)
+    add_errors(app)
     app.add_middleware(Gate, keys=keys, body_bytes=desk.options.body_bytes)
     if desk.options.cors_origin:  # in front of the gate: a browser asks for leave without a key
         origins, headers = list(desk.options.cors_origin), ["authorization", "content-type"]
@@ -161,7 +161,9 @@ async def _reload(desk: Desk, source: Path, body: ReloadRequest) -> dict[str, An
     return {"version": desk.version, "checkpoint": new.name}
 
 
-def _add_errors(app: FastAPI) -> None:
+def add_errors(app: FastAPI) -> None:
+    """Answer every error in the one shape that clients read."""
+
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
         return error_response(error)

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Generator
 from pathlib import Path
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -42,10 +43,18 @@ def serve(source: Path, options: ServeOptions) -> None:
             running.stop(options.drain_s)
 
 
+class Drains(Protocol):
+    """What lets requests in, and can stop doing so."""
+
+    async def drain(self, seconds: float) -> None:
+        """Let nobody in any more and wait for those inside; after `seconds` the rest fail."""
+        ...
+
+
 class Running:
     """An application that is being served by a thread of its own."""
 
-    def __init__(self, app: FastAPI, desk: Desk, sock: socket.socket) -> None:
+    def __init__(self, app: FastAPI, desk: Drains, sock: socket.socket) -> None:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PATIENCE_S
         )
