@@ -231,6 +231,34 @@ def serve(run: RunDir, options: Serving) -> None:
     (server.serve if options.engine == "fathom" else launch.serve_engine)(run, options)
 
 
+def conform(
+    url: Annotated[Positional[str], arg(metavar="URL", help="base URL, with or without /v1")],
+    key: Annotated[str, arg(help="API key")] = "",
+    model: Annotated[str, arg(help="model id (the first that is listed)")] = "",
+    prompt: Annotated[str, arg(help="what is asked; a few sentences should answer it")] = "What is 2 + 2? Be brief.",
+    max_tokens: Annotated[int, arg(help="of each answer; a model that thinks long needs more")] = 512,
+    burst: Annotated[int, arg(help="requests at once for the points of load; 0 leaves them out")] = 0,
+    timeout_s: Annotated[float, arg(help="seconds for one answer")] = 60.0,
+) -> None:
+    """Ask any OpenAI-compatible server for what clients rely on.
+
+    With the official client and plain HTTP: streams, usage, thinking, stop strings, refusals, keys. A table of what
+    was seen, and one line of JSON. The exit code is 0 where every required point holds, and every other that the
+    server offers but the optional ones. Needs the extra: pip install 'fathomlm[conform]'.
+
+    Example: fathom conform http://localhost:8000 --burst 200
+    """
+    try:
+        from fathom.conform import points
+    except ImportError as error:
+        raise ValueError(f"asking needs the package {error.name}; pip install 'fathomlm[conform]'") from error
+
+    outcomes, record = points.conform(url, key, model, prompt, max_tokens, burst, timeout_s)
+    print(points.table(outcomes), json.dumps(record), sep="\n")
+    if failing := [each.name for each in outcomes if each.fails]:
+        raise ValueError(f"{url} does not hold: {'; '.join(failing)}")
+
+
 def report(run: RunDir) -> None:
     """Write the page of a run: curves, samples, cost.
 
@@ -381,6 +409,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "chat": chat,
     "serve": serve,
+    "conform": conform,
     "report": report,
     "export": export,
     "import": import_,

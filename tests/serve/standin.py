@@ -63,9 +63,12 @@ class StandIn:
             if guards and request.headers.get("authorization") != f"Bearer {self.key}":
                 return self.error(Refused(401, "wrong key", code="invalid_api_key"))
             try:
-                return await view(request)
+                response = await view(request)
             except Refused as error:
-                return self.error(error)
+                response = self.error(error)
+            if "nameless" not in self.faults:
+                response.headers["x-request-id"] = "r"
+            return response
 
         return guarded
 
@@ -129,6 +132,8 @@ class StandIn:
             value = body.get(name)
             if value is not None and (not isinstance(value, int | float) or not low <= value <= high):
                 raise Refused(400, f"{name} is wrong", None if "no_param" in self.faults else name)
+        if body.get("thinking_token_budget") is not None:
+            raise Refused(400, "there are no budgets", "thinking_token_budget")
         if body.get("model") != self.name:
             raise Refused(404, "no such model", "model", "model_not_found")
         said = body.get(what)
@@ -162,7 +167,7 @@ class StandIn:
         elif body.get("temperature", 1) > 0:
             seed = random.random() if body.get("seed") is None or "seed" in self.faults else body["seed"] + index
             answer = f"drawn {hashlib.sha256(str(seed).encode()).hexdigest()[:12]}"
-        answer = self.biased(answer, body)
+        thinking, answer = (self.biased(text, body) if text else "" for text in (thinking, answer))
         if "text" in self.faults and body.get("stream"):
             answer = answer[:-1]
         whole, finish, limit = thinking + answer, "stop", body.get("max_tokens") or CONTEXT
@@ -212,7 +217,7 @@ class StandIn:
         if body.get("stream"):
             head["object"] += ".chunk" if chat else ""
             events = self.events(body, head, said, prompt, chat)
-            return StreamingResponse(events, headers={"x-request-id": "r"}, media_type="text/event-stream")
+            return StreamingResponse(events, media_type="text/event-stream")
         self.running += 1
         try:
             await asyncio.sleep(self.first_s + self.token_s * sum(len(t + a) for t, a, _ in said))
@@ -236,9 +241,7 @@ class StandIn:
                 choices.append(choice | {"message": message})
             else:
                 choices.append(choice | {"text": answer})
-        return JSONResponse(
-            head | {"choices": choices, "usage": self.usage(prompt, said)}, headers={"x-request-id": "r"}
-        )
+        return JSONResponse(head | {"choices": choices, "usage": self.usage(prompt, said)})
 
     def function(self, body: Fields) -> Fields:
         arguments = '{"city": "Par' if "arguments" in self.faults else '{"city": "Paris"}'
