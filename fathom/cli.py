@@ -19,6 +19,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fathom import __version__
+from fathom.bench.load_options import LoadOptions
 from fathom.config import Config, SamplingConfig
 from fathom.config.load import load_config, read_toml
 from fathom.eval.exam import Exam
@@ -33,6 +34,8 @@ Sampling = Annotated[SamplingConfig, arg(name="")]
 Planned = Annotated[Question, arg(name="")]
 Asked = Annotated[Exam, arg(name="")]
 Serving = Annotated[ServeOptions, arg(name="")]
+Load = Annotated[LoadOptions, arg(name="")]
+LOAD = LoadOptions()
 Toml = Annotated[Path | None, arg(name="config", help="TOML file; its tables are the sections below, and flags win")]
 Out = Annotated[Path | None, arg(help="run directory, begun or to begin (runs/PRESET unless given)")]
 Resume = Annotated[bool, arg(help="continue from the newest checkpoint of this stage")]
@@ -330,7 +333,8 @@ def bench(
     """Measure speed beside a peer, memory and drafts beside their formulas, or kernels.
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
-    reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'.
+    reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'. A load on a
+    server has flags of its own: fathom bench serve --help.
 
     Example: fathom bench train --peer transformers
 
@@ -353,6 +357,29 @@ def bench(
         case _:
             measured = module.main(peer)
     print(json.dumps(measured))
+
+
+def bench_serve(
+    url: Annotated[Positional[str], arg(metavar="URL", help="base URL, with or without /v1")],
+    load: Load = LOAD,
+) -> None:
+    """Put a load on any OpenAI-compatible server and time its answers.
+
+    Requests arrive at random at --rate, whatever the server does, or come from --clients who wait for their answers.
+    First token, time of a token, whole answers, rates, goodput, errors by kind, how busy the asking side was; beside
+    the limit of memory and arithmetic where model and machine are known. Ends in one line of JSON. Needs the extra:
+    pip install 'fathomlm[serve]'.
+
+    Example: fathom bench serve http://localhost:8000 --clients 16 --requests 200
+
+    Example: fathom bench serve http://gpu:8000 --rate 4 --ttft_ms 500 --token_ms 50 --config hub/r1 --hardware 8xH200
+    """
+    try:
+        from fathom.bench import serve
+    except ImportError as error:
+        raise ValueError(f"the load needs the package {error.name}; pip install 'fathomlm[serve]'") from error
+
+    print(json.dumps(serve.main(url, load)))
 
 
 def unlocks(
@@ -445,6 +472,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _call(args: list[str]) -> None:
     verb, *flags = args or ["--help"]
+    if args[:2] == ["bench", "serve"]:  # which has flags of its own
+        tyro.cli(bench_serve, prog="fathom bench serve", args=flags[1:], use_underscores=True)
+        return
     if verb in ("-h", "--help"):
         print(_overview())
     elif verb == "--version":

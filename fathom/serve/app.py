@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from fathom import __version__
+from fathom.config.published import to_published
 from fathom.infer.speaker import load_speaker
 from fathom.serve.chat_page import add_page
 from fathom.serve.desk import Desk
@@ -111,6 +112,11 @@ def _ids(desk: Desk, body: TokenizeRequest) -> list[int]:
 
 
 def _add_state(app: FastAPI, desk: Desk) -> None:
+    try:
+        published = to_published(desk.speaker.model.config)
+    except ValueError:  # a family without a published form
+        published = None
+
     @app.get("/health")
     async def health() -> Response:
         """200 while the engine runs."""
@@ -131,8 +137,11 @@ def _add_state(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/version")
     async def version() -> Response:
-        """Of the package and of the weights."""
-        return json_response({"version": __version__, "weights": desk.version})
+        """Of the package and of the weights; the architecture as a published config.json has it, and where it runs."""
+        weight = desk.speaker.model.embedding.weight
+        dtype = str(weight.dtype).removeprefix("torch.")
+        about = {"config": published, "dtype": dtype, "device": weight.device.type}
+        return json_response({"version": __version__, "weights": desk.version} | about)
 
 
 def _add_reload(app: FastAPI, desk: Desk, source: Path) -> None:
