@@ -7,8 +7,8 @@ import multiprocessing
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +63,30 @@ def run_load(base: str, options: LoadOptions, bodies: Sequence[Fields]) -> list[
     if count == 1:
         return [run_share(base, options, bodies, 0, 1, time.monotonic() + READY_S)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context) as pool:
-        ready = list(pool.map(_sleep_until, [time.monotonic() + 1.0] * count))  # all imported, none took two places
-        start = max(ready) + READY_S
-        jobs = [pool.submit(run_share, base, options, bodies, number, count, start) for number in range(count)]
-        return [job.result() for job in jobs]
+    ends: list[Connection] = []
+    for number in range(count):
+        here, there = context.Pipe()
+        words = (there, base, options, bodies, number, count)
+        context.Process(target=_run_beside, args=words, daemon=True).start()
+        there.close()
+        ends.append(here)
+    try:
+        for end in ends:
+            end.recv()  # all have imported what they need
+        start = time.monotonic() + READY_S
+        for end in ends:
+            end.send(start)
+        return [end.recv() for end in ends]
+    except EOFError as error:
+        raise RuntimeError("a process that put on the load ended unasked") from error
 
 
-def _sleep_until(moment: float) -> float:
-    time.sleep(max(0.0, moment - time.monotonic()))
-    return time.monotonic()
+def _run_beside(
+    end: Connection, base: str, options: LoadOptions, bodies: Sequence[Fields], number: int, count: int
+) -> None:
+    """A process's work: say that it is ready, hear when to begin, hand in what came."""
+    end.send(True)
+    end.send(run_share(base, options, bodies, number, count, end.recv()))
 
 
 def run_share(

@@ -138,7 +138,8 @@ def left_alone(server: Asked) -> str:
     """What a client walked away from stops: the gauge of running requests returns."""
     before = _running(server)
     with server.http.stream("POST", f"{server.base}/chat/completions", json=_long(server, stream=True)) as response:
-        next(response.iter_raw())
+        parts = response.iter_raw()  # held: the stream is closed with it
+        next(parts)
         during = _running(server)
     if during <= before:
         raise NotOffered("the request was over before it could be left")

@@ -72,8 +72,9 @@ class Front:
 
     async def ask(self, method: str, path: str, body: Any = None, name: str = "") -> httpx.Response:
         """The engine's answer, unread; ApiError for a refusal or where there is no engine."""
-        headers = {"x-request-id": name} if name else {}
-        request = self.http.build_request(method, path, json=body, headers=headers)
+        headers = {"content-type": "application/json"} | ({"x-request-id": name} if name else {})
+        content = None if body is None else json.dumps(body).encode()  # half a surrogate pair goes as its escape
+        request = self.http.build_request(method, path, content=content, headers=headers)
         try:
             response = await self.http.send(request, stream=True)
             if response.status_code < 400:
@@ -201,8 +202,10 @@ async def _read(http: Request) -> dict[str, Any]:
 
 async def _complete(front: Front, http: Request, body: dict[str, Any], answer: Answer | None) -> Response:
     samples = _samples(front, body)
+    if not isinstance(body.get("stream"), bool | None):
+        raise ApiError(400, "stream: give true or false", param="stream")
     front.let_in(samples)
-    path, name, streams = http.url.path, http.state.name, body.get("stream") is True
+    path, name, streams = http.url.path, http.state.name, body.get("stream") or False
     stream: Stream | None = None
     try:
         if streams:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fathom.cli import main
+from fathom.conform import refusals
 from fathom.conform.asked import Asked
 from fathom.conform.points import POINTS, Outcome, check, conform, table
 from fathom.serve.server import Running, listen
@@ -101,6 +102,19 @@ def test_a_fault_is_caught_by_its_point(stand_in: Callable[..., str], fault: str
     asked = Asked(faulty, KEY, "stand/in", "hello", 64, 0, 20.0)
     point = next(point for point in POINTS if point.name == FAULTS[fault])
     outcome = check(point, asked)
+    asked.close()
+    assert outcome.result == "not held", outcome.seen
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"), [("deaf", "what is left alone stops"), ("full", "full means 429 and Retry-After")]
+)
+def test_a_fault_under_load(
+    stand_in: Callable[..., str], monkeypatch: pytest.MonkeyPatch, fault: str, name: str
+) -> None:
+    monkeypatch.setattr(refusals, "PATIENCE_S", 0.2)
+    asked = Asked(stand_in(fault), "", "stand/in", "hello", 64, 4, 20.0)
+    outcome = check(next(point for point in POINTS if point.name == name), asked)
     asked.close()
     assert outcome.result == "not held", outcome.seen
 

@@ -47,7 +47,7 @@ class StandIn:
     ) -> None:
         self.faults, self.style, self.key, self.name = frozenset(faults), style, key, name
         self.first_s, self.token_s, self.repeats = first_s, token_s, repeats
-        self.running = self.cancelled = 0
+        self.running = 0
         self.asked: list[Fields] = []  # bodies, as they came
         self.headers: list[dict[str, str]] = []
         routes = [("/v1/models", self.models), ("/v1/models/{model:path}", self.model), ("/health", self.health)]
@@ -119,6 +119,8 @@ class StandIn:
             raise Refused(500, "a slip")
         if not isinstance(body, dict):
             raise Refused(400, "no object")
+        if "full" in self.faults:
+            raise Refused(429, "full")
         self.asked.append(body)
         return body
 
@@ -276,11 +278,8 @@ class StandIn:
                 yield self.event(head | usage)
             if "done" not in self.faults:
                 yield b"data: [DONE]\n\n"
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
         finally:
-            self.running -= 1
+            self.running -= "deaf" not in self.faults
 
     def deltas(self, body: Fields, thinking: str, answer: str) -> list[Fields]:
         role = {"role": "assistant"}
@@ -326,9 +325,8 @@ def main() -> None:
     time.sleep(setting.get("loading_s", 0))
     style = setting["style"]
     key = os.environ["VLLM_API_KEY"] if style == "vllm" else ""
-    server = StandIn(
-        tuple(setting.get("faults", ())), style, key, given.served_model_name, 0, setting.get("token_s", 0)
-    )
+    pace = {name: setting[name] for name in ("token_s", "repeats") if name in setting}
+    server = StandIn(tuple(setting.get("faults", ())), style, key, given.served_model_name, **pace)
     uvicorn.run(server.app, host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=1)
 
 

@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from fathom.checkpoint.hub import load_published
+from fathom.conform.points import conform
 from fathom.runs import Run
 from fathom.serve.engines import engine_flags, engine_program, require_flags
 from fathom.serve.launch import exported, serve_engine
@@ -90,7 +91,7 @@ def fronts(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
 
 @pytest.fixture(scope="module")
 def vllm(fronts: Callable[..., Fronted]) -> Fronted:
-    return fronts("vllm", "--rows", "3", "--queue", "0", "--choices", "4", "--context", "256", "--drafts").up()
+    return fronts("vllm", "--rows", "8", "--queue", "0", "--choices", "4", "--context", "256", "--drafts").up()
 
 
 def alive(pid: int) -> bool:
@@ -113,7 +114,7 @@ def test_vllm_is_started_on_an_exported_model(vllm: Fronted, run: Run) -> None:
     out = run.path / "exported" / "grpo-step_000001-bfloat16"
     assert said["argv"][:4] == ["serve", str(out), "--served-model-name", "tiny/model"]
     flags = dict(zip(said["argv"][4::2], said["argv"][5::2], strict=False))
-    assert (flags["--max-num-seqs"], flags["--reasoning-parser"]) == ("3", "deepseek_r1")
+    assert (flags["--max-num-seqs"], flags["--reasoning-parser"]) == ("8", "deepseek_r1")
     assert json.loads(said["argv"][said["argv"].index("--override-generation-config") + 1]) == {"max_new_tokens": 4096}
     assert said["argv"][said["argv"].index("--max-model-len") + 1] == "256"
     drafts = json.loads(said["argv"][said["argv"].index("--speculative-config") + 1])
@@ -191,6 +192,14 @@ def test_state_is_passed_on(vllm: Fronted) -> None:
     assert vllm.http.post("/tokenize", json={"prompt": "ab"}).json()["tokens"] == [97, 98]
 
 
+def test_the_front_conforms_where_the_engine_does_not(vllm: Fronted) -> None:
+    outcomes, record = conform(vllm.url, KEY, "", "hello", 64, 0, 20.0)
+    assert {each.name: each.seen for each in outcomes if each.result == "not held"} == {}
+    assert record["conforms"]
+    held = {each.name for each in outcomes if each.result == "held"}
+    assert {"keys", "no route without a key", "thinking under both names", "inline thinking", "tool calls"} <= held
+
+
 def test_death_turns_health_and_shows_the_last_lines(fronts: Callable[..., Fronted]) -> None:
     front = fronts("vllm", faults=["breaks"]).up()
     raw = front.http.post("/v1/chat/completions", json={"messages": MESSAGES, "temperature": 0, "stream": True}).text
@@ -213,11 +222,20 @@ def test_an_engine_that_does_not_come_up(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_sigterm_drains_and_ends_the_child(fronts: Callable[..., Fronted]) -> None:
-    front = fronts("sglang", "--rows", "1", "--queue", "0", token_s=0.05).up()
+    front = fronts("sglang", "--rows", "1", "--queue", "0", token_s=0.05, repeats=100).up()
     said = json.loads(front.record.read_text())
     assert said["argv"][0] == "--model-path"
     assert said["argv"][said["argv"].index("--max-running-requests") + 1] == "1"
     body = {"messages": MESSAGES, "temperature": 0, "stream": True}
+    with front.http.stream("POST", "/v1/chat/completions", json=body) as reply:
+        parts = reply.iter_text()  # held: the stream is closed with it
+        next(parts)
+        assert "num_requests_running 1" in front.http.get("/metrics").text
+    wait_until(lambda: "num_requests_running 0" in front.http.get("/metrics").text)  # the stream would take a minute
+    with pytest.raises(httpx.ReadTimeout):
+        front.http.post("/v1/chat/completions", json=body | {"stream": False}, timeout=0.1)
+    wait_until(lambda: front.http.post("/v1/chat/completions", json=body | {"max_tokens": 1}).status_code == 200)
+    body["max_tokens"] = len(THINKING) + 10
     with front.http.stream("POST", "/v1/chat/completions", json=body) as reply:
         parts = reply.iter_text()
         text = next(parts)
@@ -229,7 +247,7 @@ def test_sigterm_drains_and_ends_the_child(fronts: Callable[..., Fronted]) -> No
         assert front.http.post("/v1/chat/completions", json=body).status_code == 503
         text += "".join(parts)
     events = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
-    assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events) == ANSWER
+    assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events) == ANSWER[:10]
     assert "".join(event["choices"][0]["delta"].get("reasoning") or "" for event in events) == THINKING
     assert text.endswith("data: [DONE]\n\n")
     assert front.process.wait(30) == 0
