@@ -19,6 +19,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fathom import __version__
+from fathom.bench.load_options import LoadOptions
 from fathom.config import Config, SamplingConfig
 from fathom.config.load import load_config, read_toml
 from fathom.eval.exam import Exam
@@ -33,6 +34,8 @@ Sampling = Annotated[SamplingConfig, arg(name="")]
 Planned = Annotated[Question, arg(name="")]
 Asked = Annotated[Exam, arg(name="")]
 Serving = Annotated[ServeOptions, arg(name="")]
+Load = Annotated[LoadOptions, arg(name="")]
+LOAD = LoadOptions()
 Toml = Annotated[Path | None, arg(name="config", help="TOML file; its tables are the sections below, and flags win")]
 Out = Annotated[Path | None, arg(help="run directory, begun or to begin (runs/PRESET unless given)")]
 Resume = Annotated[bool, arg(help="continue from the newest checkpoint of this stage")]
@@ -216,18 +219,47 @@ def serve(run: RunDir, options: Serving) -> None:
 
     The newest model of a run, or a checkpoint. Thinking comes apart from the answer, streamed or whole. It listens on
     this machine alone; for any other address give API keys, one a line in --api_key_file, or FATHOM_API_KEY in the
-    environment. SIGTERM and Ctrl-C let what was begun finish. Needs the extra: pip install 'fathomlm[serve]'.
+    environment. SIGTERM and Ctrl-C let what was begun finish. --engine vllm or sglang exports the model, starts that
+    engine on it and stands in front. Needs the extra: pip install 'fathomlm[serve]'.
 
     Example: fathom serve runs/laptop --port 8000
 
     Example: fathom serve models/r1-distill --host 0.0.0.0 --api_key_file keys.txt --context 8192
     """
     try:
-        from fathom.serve import server
+        from fathom.serve import launch, server
     except ImportError as error:
         raise ValueError(f"serving needs the package {error.name}; pip install 'fathomlm[serve]'") from error
 
-    server.serve(run, options)
+    (server.serve if options.engine == "fathom" else launch.serve_engine)(run, options)
+
+
+def conform(
+    url: Annotated[Positional[str], arg(metavar="URL", help="base URL, with or without /v1")],
+    key: Annotated[str, arg(help="API key")] = "",
+    model: Annotated[str, arg(help="model id (the first that is listed)")] = "",
+    prompt: Annotated[str, arg(help="what is asked; a few sentences should answer it")] = "What is 2 + 2? Be brief.",
+    max_tokens: Annotated[int, arg(help="of each answer; a model that thinks long needs more")] = 512,
+    burst: Annotated[int, arg(help="requests at once for the points of load; 0 leaves them out")] = 0,
+    timeout_s: Annotated[float, arg(help="seconds for one answer")] = 60.0,
+) -> None:
+    """Ask any OpenAI-compatible server for what clients rely on.
+
+    With the official client and plain HTTP: streams, usage, thinking, stop strings, refusals, keys. A table of what
+    was seen, and one line of JSON. The exit code is 0 where every required point holds, and every other that the
+    server offers but the optional ones. Needs the extra: pip install 'fathomlm[conform]'.
+
+    Example: fathom conform http://localhost:8000 --burst 200
+    """
+    try:
+        from fathom.conform import points
+    except ImportError as error:
+        raise ValueError(f"asking needs the package {error.name}; pip install 'fathomlm[conform]'") from error
+
+    outcomes, record = points.conform(url, key, model, prompt, max_tokens, burst, timeout_s)
+    print(points.table(outcomes), json.dumps(record), sep="\n")
+    if failing := [each.name for each in outcomes if each.fails]:
+        raise ValueError(f"{url} does not hold: {'; '.join(failing)}")
 
 
 def report(run: RunDir) -> None:
@@ -301,7 +333,8 @@ def bench(
     """Measure speed beside a peer, memory and drafts beside their formulas, or kernels.
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
-    reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'.
+    reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'. A load on a
+    server has flags of its own: fathom bench serve --help.
 
     Example: fathom bench train --peer transformers
 
@@ -324,6 +357,29 @@ def bench(
         case _:
             measured = module.main(peer)
     print(json.dumps(measured))
+
+
+def bench_serve(
+    url: Annotated[Positional[str], arg(metavar="URL", help="base URL, with or without /v1")],
+    load: Load = LOAD,
+) -> None:
+    """Put a load on any OpenAI-compatible server and time its answers.
+
+    Requests arrive at random at --rate, whatever the server does, or come from --clients who wait for their answers.
+    First token, time of a token, whole answers, rates, goodput, errors by kind, how busy the asking side was; beside
+    the limit of memory and arithmetic where model and machine are known. Ends in one line of JSON. Needs the extra:
+    pip install 'fathomlm[serve]'.
+
+    Example: fathom bench serve http://localhost:8000 --clients 16 --requests 200
+
+    Example: fathom bench serve http://gpu:8000 --rate 4 --ttft_ms 500 --token_ms 50 --config hub/r1 --hardware 8xH200
+    """
+    try:
+        from fathom.bench import serve
+    except ImportError as error:
+        raise ValueError(f"the load needs the package {error.name}; pip install 'fathomlm[serve]'") from error
+
+    print(json.dumps(serve.main(url, load)))
 
 
 def unlocks(
@@ -380,6 +436,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "chat": chat,
     "serve": serve,
+    "conform": conform,
     "report": report,
     "export": export,
     "import": import_,
@@ -415,6 +472,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _call(args: list[str]) -> None:
     verb, *flags = args or ["--help"]
+    if args[:2] == ["bench", "serve"]:  # which has flags of its own
+        tyro.cli(bench_serve, prog="fathom bench serve", args=flags[1:], use_underscores=True)
+        return
     if verb in ("-h", "--help"):
         print(_overview())
     elif verb == "--version":

@@ -48,7 +48,7 @@ class Order:
 async def answer(desk: Desk, http: HttpRequest, order: Order) -> dict[str, Any]:
     """The body of an answer; a client that leaves before it is there ends its request."""
     try:
-        wholes = await _unless_left(http, _gather(desk, order))
+        wholes = await unless_left(http, _gather(desk, order))
     finally:
         _note(http, order)
         desk.leave(order.visit)
@@ -85,7 +85,8 @@ def _whole(desk: Desk, order: Order, index: int, whole: Delta) -> dict[str, Any]
     return text_choice(index, echo + whole.answer, logprobs, sample.finish, sample.stop_reason)
 
 
-async def _unless_left(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+async def unless_left(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` comes to; ClientDisconnect, with the work cancelled, where the client leaves before."""
     job, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(http))
     try:
         await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from fathom import __version__
+from fathom.config.published import to_published
 from fathom.infer.speaker import load_speaker
 from fathom.serve.chat_page import add_page
 from fathom.serve.desk import Desk
@@ -45,7 +46,7 @@ def build_app(desk: Desk, source: Path, keys: Sequence[str] = ()) -> FastAPI:
     _add_state(app, desk)
     _add_reload(app, desk, source)
     add_page(app)
-    _add_errors(app)
+    add_errors(app)
     app.add_middleware(Gate, keys=keys, body_bytes=desk.options.body_bytes)
     if desk.options.cors_origin:  # in front of the gate: a browser asks for leave without a key
         origins, headers = list(desk.options.cors_origin), ["authorization", "content-type"]
@@ -111,6 +112,11 @@ def _ids(desk: Desk, body: TokenizeRequest) -> list[int]:
 
 
 def _add_state(app: FastAPI, desk: Desk) -> None:
+    try:
+        published = to_published(desk.speaker.model.config)
+    except ValueError:  # a family without a published form
+        published = None
+
     @app.get("/health")
     async def health() -> Response:
         """200 while the engine runs."""
@@ -131,8 +137,11 @@ def _add_state(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/version")
     async def version() -> Response:
-        """Of the package and of the weights."""
-        return json_response({"version": __version__, "weights": desk.version})
+        """Of the package and of the weights; the architecture as a published config.json has it, and where it runs."""
+        weight = desk.speaker.model.embedding.weight
+        dtype = str(weight.dtype).removeprefix("torch.")
+        about = {"config": published, "dtype": dtype, "device": weight.device.type}
+        return json_response({"version": __version__, "weights": desk.version} | about)
 
 
 def _add_reload(app: FastAPI, desk: Desk, source: Path) -> None:
@@ -161,7 +170,9 @@ async def _reload(desk: Desk, source: Path, body: ReloadRequest) -> dict[str, An
     return {"version": desk.version, "checkpoint": new.name}
 
 
-def _add_errors(app: FastAPI) -> None:
+def add_errors(app: FastAPI) -> None:
+    """Answer every error in the one shape that clients read."""
+
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
         return error_response(error)

@@ -47,6 +47,7 @@ class Gate:
         given = headers.get("x-request-id", "")
         name = given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
         began, status, notes = time.monotonic(), 0, scope.setdefault("state", {}).setdefault("notes", {})
+        scope["state"]["name"] = name
 
         async def reply(message: Message) -> None:
             nonlocal status

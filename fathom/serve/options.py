@@ -10,6 +10,7 @@ from fathom.config.checks import require_choice, require_positive
 
 KEY_VARIABLE = "FATHOM_API_KEY"  # of the environment: keys, with commas between them
 SHORTEST_KEY = 8  # characters
+ENGINES = ("fathom", "vllm", "sglang")
 REASONING = ("both", "reasoning_content", "reasoning", "inline")
 
 
@@ -34,6 +35,9 @@ class ServeOptions:
     drain_s: float = 60.0  # seconds that requests have to finish after SIGTERM
     cors_origin: tuple[str, ...] = ()  # pages of other origins that may ask; none by default
     device: str = "auto"  # auto, cpu or cuda
+    engine: Literal["fathom", "vllm", "sglang"] = "fathom"  # who writes the completions; the others run as a child
+    engine_command: str = ""  # words that start it (`vllm serve`, `python -m sglang.launch_server`)
+    engine_args: str = ""  # further flags of its own, as they are: "--tensor-parallel-size 8"
 
     def __post_init__(self) -> None:
         require_positive(
@@ -47,6 +51,9 @@ class ServeOptions:
         )
         require_choice("serve", "reasoning", self.reasoning, REASONING)
         require_choice("serve", "device", self.device, ("auto", "cpu", "cuda"))
+        require_choice("serve", "engine", self.engine, ENGINES)
+        if self.engine == "fathom" and (self.engine_command or self.engine_args):
+            raise ValueError("engine_command and engine_args are for --engine vllm or sglang; leave them out")
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"port={self.port} is no port; give one from 0 to 65535")
         if self.queue < 0 or self.drain_s < 0:

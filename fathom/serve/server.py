@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Generator
 from pathlib import Path
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -42,10 +43,18 @@ def serve(source: Path, options: ServeOptions) -> None:
             running.stop(options.drain_s)
 
 
+class Drains(Protocol):
+    """What lets requests in, and can stop doing so."""
+
+    async def drain(self, seconds: float) -> None:
+        """Let nobody in any more and wait for those inside; after `seconds` the rest fail."""
+        ...
+
+
 class Running:
     """An application that is being served by a thread of its own."""
 
-    def __init__(self, app: FastAPI, desk: Desk, sock: socket.socket) -> None:
+    def __init__(self, app: FastAPI, desk: Drains, sock: socket.socket) -> None:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PATIENCE_S
         )
@@ -83,7 +92,8 @@ class Running:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections; OSError where the address is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends at once (TCP_NODELAY) where it is told that this is TCP; else answers wait 40 ms for an ACK
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

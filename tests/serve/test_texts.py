@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fathom import __version__
+from fathom.config.published import to_published
 from fathom.infer.engine import Engine
 from fathom.infer.request import Request
 
@@ -76,7 +77,9 @@ def test_ids_and_back(shared: Any) -> None:
 def test_the_state_routes(shared: Any) -> None:
     assert shared.http.get("/health").json() == {"status": "ok"}
     assert shared.http.get("/ready").json() == {"status": "ready"}
-    assert shared.http.get("/version").json() == {"version": __version__, "weights": 0}
+    said = shared.http.get("/version").json()
+    about = {"config": to_published(shared.desk.speaker.model.config), "dtype": "float32", "device": "cpu"}
+    assert said == {"version": __version__, "weights": 0} | about
 
 
 def test_metrics_add_up(serve: Any) -> None:
