@@ -16,6 +16,7 @@ from fathom.serve.desk import Desk, Visit
 from fathom.serve.errors import ApiError, to_json
 from fathom.serve.replies import Frame, chat_choice, chat_deltas, text_choice, usage_of
 from fathom.serve.sample import Delta, Sample, legacy_logprobs, token_logprobs
+from fathom.serve.trace import trace_event
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -109,8 +110,8 @@ async def _left(http: HttpRequest) -> None:
 class Stream(StreamingResponse):
     """A stream of events. Its requests end with it, even where the client left before it began."""
 
-    def __init__(self, desk: Desk, http: HttpRequest, order: Order, usage: bool) -> None:
-        super().__init__(_events(desk, order, usage), headers=STREAM_HEADERS, media_type="text/event-stream")
+    def __init__(self, desk: Desk, http: HttpRequest, order: Order, usage: bool, counts: bool = False) -> None:
+        super().__init__(_events(desk, order, usage, counts), headers=STREAM_HEADERS, media_type="text/event-stream")
         self._desk, self._http, self._order = desk, http, order
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,8 +123,11 @@ class Stream(StreamingResponse):
             self._desk.leave(self._order.visit)
 
 
-async def _events(desk: Desk, order: Order, usage: bool) -> AsyncIterator[bytes]:
-    """Server-sent events: chunks of every choice, comments in silence, the usage, `[DONE]`."""
+async def _events(desk: Desk, order: Order, usage: bool, counts: bool) -> AsyncIterator[bytes]:
+    """Server-sent events: chunks of every choice, comments in silence, the usage, `[DONE]`.
+
+    With `counts` every chunk says how many tokens there are so far.
+    """
     pause_s = 1 / desk.options.events_per_s
     yield b"".join(_event(desk, order, choices) for choices in _openings(order))
     try:
@@ -131,9 +135,9 @@ async def _events(desk: Desk, order: Order, usage: bool) -> AsyncIterator[bytes]
             pieces = await desk.news(order.visit, desk.options.keep_alive_s)
             now = time.monotonic()
             chunks = [
-                _event(desk, order, [choice])
+                event
                 for index, delta in order.sort(pieces).items()
-                for choice in _choices(desk, order, index, delta)
+                for event in _news(desk, order, index, delta, counts)
             ]
             if chunks or not pieces:
                 yield b"".join(chunks) or KEEP_ALIVE
@@ -143,6 +147,17 @@ async def _events(desk: Desk, order: Order, usage: bool) -> AsyncIterator[bytes]
     except ApiError as error:
         yield b"data: " + to_json(error.body) + b"\n\n"
     yield DONE
+
+
+def _news(desk: Desk, order: Order, index: int, delta: Delta, counts: bool) -> list[bytes]:
+    """The events that say what came for one choice."""
+    more = {"usage": _usage(order)} if counts else None
+    events = [_event(desk, order, [choice], more) for choice in _choices(desk, order, index, delta)]
+    if delta.traces:
+        sample = order.samples[index]
+        trace = trace_event(desk.speaker.model, index, delta.traces, first=len(delta.traces) == len(sample.tokens))
+        events.insert(0, _event(desk, order, [], (more or {}) | {"trace": trace}))
+    return events
 
 
 def _openings(order: Order) -> list[list[dict[str, Any]]]:

@@ -37,7 +37,7 @@ class Visit:
 class Desk:
     """Admits requests to the engine, counts them, and refuses those it cannot serve soon."""
 
-    def __init__(self, speaker: Speaker, options: ServeOptions, name: str) -> None:
+    def __init__(self, speaker: Speaker, options: ServeOptions, name: str, metrics: Metrics | None = None) -> None:
         model = speaker.model
         self.speaker, self.options, self.name = speaker, options, name
         limit = model.config.max_position_embeddings
@@ -46,7 +46,7 @@ class Desk:
         self._engine = Engine(model, options.rows, options.context, options.drafts)
         self.loop = EngineLoop(self._engine)
         self.grammars = Grammars(speaker)
-        self.metrics = Metrics(name)
+        self.metrics = metrics or Metrics(name)
         self.version = 0  # of the weights
         self.started = int(time.time())
         self.draining = False

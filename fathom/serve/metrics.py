@@ -1,19 +1,23 @@
 """What Prometheus reads, under names close to vLLM's."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+Family = TypeVar("Family", Counter, Gauge, Histogram)
 
 
 class Metrics:
-    """Counters of one server, all labelled with the model's name."""
+    """Counters of one model, all labelled with its name; models of one server share their families."""
 
-    def __init__(self, model: str) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, model: str, other: "Metrics | None" = None) -> None:
+        self.registry = other.registry if other else CollectorRegistry()
+        self._families: dict[str, Counter | Gauge | Histogram] = other._families if other else {}
+        self._gauges: list[Gauge] = []
         self._model = model
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens read")
         self.generation_tokens = self._counter("generation_tokens", "Tokens drawn")
@@ -27,8 +31,19 @@ class Metrics:
 
     def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
         """A gauge that is read when Prometheus asks."""
-        gauge = Gauge(f"fathom:{name}", about, ["model_name"], registry=self.registry)
+        gauge = self._family(Gauge, name, about, "model_name")
         gauge.labels(self._model).set_function(value)
+        self._gauges.append(gauge)
+
+    def beside(self, model: str) -> "Metrics":
+        """Those of another model of the same server."""
+        return Metrics(model, self)
+
+    def forget(self) -> None:
+        """Let go of what is watched; what was counted stays."""
+        for gauge in self._gauges:
+            gauge.remove(self._model)
+        self._gauges.clear()
 
     def finished(self, reason: str) -> None:
         """Count a sample that ended."""
@@ -43,12 +58,17 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _counter(self, name: str, about: str) -> Counter:
-        return Counter(f"fathom:{name}", about, ["model_name"], registry=self.registry).labels(self._model)
+        return self._family(Counter, name, about, "model_name").labels(self._model)
 
     def _labelled(self, name: str, about: str, label: str) -> Counter:
-        return Counter(f"fathom:{name}", about, ["model_name", label], registry=self.registry)
+        return self._family(Counter, name, about, "model_name", label)
 
     def _histogram(self, name: str, about: str) -> Histogram:
-        return Histogram(f"fathom:{name}", about, ["model_name"], registry=self.registry, buckets=SECONDS).labels(
-            self._model
-        )
+        return self._family(Histogram, name, about, "model_name", buckets=SECONDS).labels(self._model)
+
+    def _family(self, kind: type[Family], name: str, about: str, *labels: str, **more: Any) -> Family:
+        if name not in self._families:
+            self._families[name] = kind(f"fathom:{name}", about, labels, registry=self.registry, **more)
+        found = self._families[name]
+        assert isinstance(found, kind)
+        return found

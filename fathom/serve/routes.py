@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -12,27 +13,31 @@ from fathom.serve.asking import build_request, choose_max_tokens
 from fathom.serve.desk import Desk
 from fathom.serve.errors import ApiError, json_response
 from fathom.serve.gate import unknown_header
-from fathom.serve.prompts import close_thinking, render, wants_thinking
+from fathom.serve.prompts import close_thinking, hold_thinking, render, wants_thinking
 from fathom.serve.replies import Frame, names_of
 from fathom.serve.sample import Sample
 from fathom.serve.schema import ChatRequest, CompletionRequest, Tool, Wish
+from fathom.serve.stages import Stages
 from fathom.serve.tools import CallReader
+from fathom.serve.trace import Tracer
 
 MOST_PROMPTS = 256  # of one /v1/completions request
 
 
-def completion_routes(desk: Desk) -> APIRouter:
+def completion_routes(stages: Stages) -> APIRouter:
     """/v1/chat/completions and /v1/completions."""
     router = APIRouter()
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Complete a dialogue."""
+        desk = await stages.find(body.model)
         return await _reply(desk, http, body, await order_chat(desk, body))
 
     @router.post("/v1/completions")
     async def complete(body: CompletionRequest, http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Complete texts."""
+        desk = await stages.find(body.model)
         return await _reply(desk, http, body, await order_texts(desk, body))
 
     return router
@@ -41,7 +46,7 @@ def completion_routes(desk: Desk) -> APIRouter:
 async def _reply(desk: Desk, http: Request, body: Wish, order: Order) -> Response:
     headers = unknown_header(body.unknown)
     if body.stream:
-        stream = Stream(desk, http, order, body.usage_in_stream)
+        stream = Stream(desk, http, order, body.usage_in_stream, body.usage_in_chunks)
         stream.headers.update(headers)
         return stream
     return json_response(await answer(desk, http, order), headers=headers)
@@ -49,23 +54,33 @@ async def _reply(desk: Desk, http: Request, body: Wish, order: Order) -> Respons
 
 async def order_chat(desk: Desk, body: ChatRequest) -> Order:
     """Admit a chat request. Raises ApiError for what cannot be served."""
-    require_model(desk, body.model)
     _check_chat(body)
     thinks, tools = wants_thinking(body), offered_tools(desk.speaker, body)
-    prompt = render(desk.speaker, body.messages, body.chat_template_kwargs, thinks, tools)
+    begun = body.messages[-1] if body.continue_final_message else None
+    asked = body.messages[:-1] if begun else body.messages
+    prompt = render(desk.speaker, asked, body.chat_template_kwargs, thinks, tools, begun)
     max_tokens = choose_max_tokens(body, len(prompt.ids), desk.limits)
     forced = close_thinking(body, prompt, desk.speaker, max_tokens)
-    allow = None
+    allow = hold_thinking(body, prompt, desk.speaker)
     if body.response_format and body.response_format.type != "text":
         grammar = await asyncio.to_thread(desk.grammars.compile, body.response_format)
         allow = desk.grammars.hold(grammar, prompt.opened, thinks)
     request = build_request(body, prompt.ids, desk.speaker, max_tokens, desk.limits, forced, allow)
+    if body.trace:
+        request = replace(request, details=True)
     inline = desk.options.reasoning == "inline" or body.separate_reasoning is False
     visit = await desk.admit([request], bool(body.stream))
     return Order(
         visit,
         [
-            Sample(desk.speaker.tokenizer, prompt.opened, not inline, inline, CallReader() if tools else None)
+            Sample(
+                desk.speaker.tokenizer,
+                prompt.opened,
+                not inline,
+                inline,
+                CallReader() if tools else None,
+                tracer=Tracer(desk.speaker.tokenizer) if body.trace else None,
+            )
             for _ in range(request.n)
         ],
         Frame.new(desk.name, "chat", names_of(desk.options.reasoning, body.include_reasoning)),
@@ -76,11 +91,35 @@ async def order_chat(desk: Desk, body: ChatRequest) -> Order:
 def _check_chat(body: ChatRequest) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs=true; add it or leave top_logprobs out", param="top_logprobs")
+    if body.trace and not body.stream:
+        raise ApiError(400, "trace=true needs stream=true, as it comes in events; add it or leave trace out", "trace")
+    _check_continued(body)
     if body.response_format and body.response_format.type != "text":
-        others = {"tools": body.tools, "min_tokens": body.min_tokens, "ignore_eos": body.ignore_eos}
+        others = {
+            "tools": body.tools,
+            "min_tokens": body.min_tokens,
+            "min_thinking_tokens": body.min_thinking_tokens,
+            "ignore_eos": body.ignore_eos,
+            "continue_final_message": body.continue_final_message,
+        }
         for name, value in others.items():
             if value:  # a grammar knows one place where the answer ends, and ends it there
                 raise ApiError(400, f"{name} does not go with response_format; leave one of them out", param=name)
+
+
+def _check_continued(body: ChatRequest) -> None:
+    continued, name = bool(body.continue_final_message), "continue_final_message"
+    if body.add_generation_prompt is not None and body.add_generation_prompt is continued:
+        raise ApiError(
+            400,
+            f"add_generation_prompt={body.add_generation_prompt} and {name}={continued} contradict one another; "
+            "leave add_generation_prompt out",
+            param="add_generation_prompt",
+        )
+    if continued and body.messages[-1].role != "assistant":
+        raise ApiError(
+            400, f"{name} goes on with the assistant's turn, but the last is the {body.messages[-1].role}'s", param=name
+        )
 
 
 def offered_tools(speaker: Speaker, body: ChatRequest) -> list[Tool]:
@@ -100,7 +139,6 @@ def offered_tools(speaker: Speaker, body: ChatRequest) -> list[Tool]:
 
 async def order_texts(desk: Desk, body: CompletionRequest) -> Order:
     """Admit a text completion. Raises ApiError for what cannot be served."""
-    require_model(desk, body.model)
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "logprobs of an echoed prompt are not supported; leave out echo or logprobs", param="echo")
     prompts = read_prompts(desk, body.prompt)
@@ -145,11 +183,3 @@ def encode_text(desk: Desk, text: str) -> list[int]:
     tokenizer = desk.speaker.tokenizer
     begin = [tokenizer.bos_id] if desk.speaker.uses_template else tokenizer.encode_template("")
     return [*begin, *tokenizer.encode(text)]
-
-
-def require_model(desk: Desk, model: str | None) -> None:
-    """Raise ApiError 404 for a model that is not served."""
-    if model is not None and model != desk.name:
-        raise ApiError(
-            404, f"the model {model!r} is not served; this server has {desk.name!r}", "model", "model_not_found"
-        )

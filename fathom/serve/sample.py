@@ -8,6 +8,7 @@ from typing import Any
 from fathom.infer.request import Piece
 from fathom.serve.thinking import Splitter, count_thinking
 from fathom.serve.tools import CallDelta, CallReader
+from fathom.serve.trace import TokenTrace, Tracer
 from fathom.text.special import THINK
 from fathom.text.tokenizer import Tokenizer, TokenStream
 
@@ -25,6 +26,7 @@ class Delta:
     tokens: list[int] = field(default_factory=list[int])  # the stop token left out, and so in the next two
     logprobs: list[float] = field(default_factory=list[float])
     top: list[list[tuple[int, float]]] = field(default_factory=list[list[tuple[int, float]]])
+    traces: list[TokenTrace] = field(default_factory=list[TokenTrace])  # of all tokens, where they are asked for
 
     def __iadd__(self, more: "Delta") -> "Delta":
         """Append what came later."""
@@ -33,6 +35,7 @@ class Delta:
         for mine, theirs in ((self.calls, more.calls), (self.tokens, more.tokens), (self.logprobs, more.logprobs)):
             mine += theirs  # pyright: ignore[reportOperatorIssue]  (lists of one type each)
         self.top += more.top
+        self.traces += more.traces
         return self
 
 
@@ -51,9 +54,10 @@ class Sample:
         inline: bool = False,
         calls: CallReader | None = None,
         offset: int = 0,
+        tracer: Tracer | None = None,
     ) -> None:
         self.splitter = Splitter(opened)
-        self.calls = calls
+        self.calls, self.tracer = calls, tracer
         self.tokens: list[int] = []  # with the token that ended it
         self.piece: Piece | None = None  # the newest
         self.reader: TokenStream | None = None  # counts the characters of tokens, for their offsets
@@ -62,6 +66,7 @@ class Sample:
         self._tokenizer, self._text = tokenizer, tokenizer.stream()
         self._prefix = THINK if inline and opened else ""
         self._text_tokens = 0  # without the stop token
+        self._thought: int | None = None  # tokens of the thinking, once it is over
 
     @property
     def finish(self) -> str | None:
@@ -90,13 +95,19 @@ class Sample:
             delta.tokens += piece.tokens[:shown]
             delta.logprobs += piece.logprobs[:shown]
             delta.top += (piece.top_logprobs or [])[:shown]
+            if self.tracer:
+                delta.traces += self.tracer.read(piece)
             text = self._read(piece.tokens[:shown]) if piece.text is None else piece.text
             self._sort(text, piece.finish is not None, delta)
         return delta
 
     def thought(self) -> int:
         """Tokens of the thinking, without the tag that ends it."""
-        return count_thinking(self.tokens[: self._text_tokens], self._tokenizer.decode, self._opened)
+        if self.splitter.thinks:
+            return self._text_tokens
+        if self._thought is None or not self.splitter.decided:
+            self._thought = count_thinking(self.tokens[: self._text_tokens], self._tokenizer.decode, self._opened)
+        return self._thought
 
     def _read(self, tokens: Sequence[int]) -> str:
         """The text of further tokens, where the engine did not read them in search of stop strings."""

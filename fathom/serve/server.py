@@ -17,6 +17,7 @@ from fathom.parallel.world import choose_device
 from fathom.serve.app import build_app
 from fathom.serve.desk import Desk
 from fathom.serve.options import ServeOptions, read_keys
+from fathom.serve.stages import Stages
 
 log = logging.getLogger("fathom.serve")
 PATIENCE_S = 5  # that connections have to take the last bytes
@@ -31,7 +32,8 @@ def serve(source: Path, options: ServeOptions) -> None:
     keys = read_keys(options)
     with listen(options.host, options.port) as sock:
         desk = Desk(load_speaker(source, choose_device(options.device)), options, options.name or name_of(source))
-        running = Running(build_app(desk, source, keys), desk, sock)
+        stages = Stages(desk, source)
+        running = Running(build_app(stages, source, keys), stages, sock)
         with signals() as asked_to_end:
             running.start()
             log.info("serving %s at %s", desk.name, running.url)
@@ -45,11 +47,11 @@ def serve(source: Path, options: ServeOptions) -> None:
 class Running:
     """An application that is being served by a thread of its own."""
 
-    def __init__(self, app: FastAPI, desk: Desk, sock: socket.socket) -> None:
+    def __init__(self, app: FastAPI, stages: Stages, sock: socket.socket) -> None:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PATIENCE_S
         )
-        self._server, self._desk, self._socket = uvicorn.Server(config), desk, sock
+        self._server, self._stages, self._socket = uvicorn.Server(config), stages, sock
         self._coroutines = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
 
@@ -71,7 +73,7 @@ class Running:
     def stop(self, drain_s: float = 0.0) -> None:
         """Let nobody in, wait for those inside, and end."""
         if not self._coroutines.is_closed():
-            asyncio.run_coroutine_threadsafe(self._desk.drain(drain_s), self._coroutines).result()
+            asyncio.run_coroutine_threadsafe(self._stages.drain(drain_s), self._coroutines).result()
         self._server.should_exit = True
         self._thread.join()
 

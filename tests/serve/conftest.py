@@ -21,6 +21,7 @@ from fathom.serve.app import build_app
 from fathom.serve.desk import Desk
 from fathom.serve.options import ServeOptions
 from fathom.serve.server import Running, listen
+from fathom.serve.stages import Stages
 from fathom.text.chat import render_prompt, render_reply
 from fathom.text.packing import Batch
 from fathom.text.tokenizer import MINIMUM_VOCABULARY, Tokenizer
@@ -97,8 +98,9 @@ class Served:
 
     def __init__(self, speaker: Speaker, source: Path, options: ServeOptions, keys: tuple[str, ...] = ()) -> None:
         self.desk = Desk(speaker, options, "tiny/model")
-        self.app = build_app(self.desk, source, keys)
-        self.running = Running(self.app, self.desk, listen("127.0.0.1", 0))
+        self.stages = Stages(self.desk, source)
+        self.app = build_app(self.stages, source, keys)
+        self.running = Running(self.app, self.stages, listen("127.0.0.1", 0))
         self.running.start()
         self.url = self.running.url
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key=keys[0] if keys else "none", max_retries=0, timeout=60)
