@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fathom.infer.check import check_drafts, check_request
+from fathom.infer.check import check_drafts, check_experts, check_request
 from fathom.infer.int8 import compare_int8
 from fathom.infer.paging import Counters, Paging
 from fathom.infer.request import Piece, Request
@@ -75,6 +75,7 @@ class Engine:
                 raise ValueError(f"{name}={value} holds no token; give 1 or more")
         rows = max(rows, 2) if invariant else rows
         self._capacity = limit if capacity is None else capacity
+        self._invariant = invariant
         self._vocab_size = model.config.vocab_size
         tables = lay_tables(model, rows, self._capacity, most_drafts(drafts), pages, page_size, prefix_cache)
         first = capacity or min(FIRST_CAPACITY, limit)
@@ -134,6 +135,7 @@ class Engine:
         Raises ValueError for a request that this engine cannot serve; see `check_request`.
         """
         check_request(request, self._vocab_size, self._capacity)
+        check_experts(request, self._runner.moe_layers, self._invariant)
         if self._paging:
             self._paging.check(request)
         if not self.busy:
@@ -297,6 +299,8 @@ class Engine:
         news = [count - tenant.count for count, tenant in zip(rows.counts(shown), tenants, strict=True)]
         tokens, logprobs = rows.newest(shown, max(news))
         traces = self._runner.traces.read(shown, max(news)) if rows.traced else [None] * len(index)
+        for row in index:
+            self._runner.take_experts(row)
         for row, tenant, new, *drawn in zip(index, tenants, news, tokens, logprobs, traces, strict=True):
             if not new:  # a row that streams may have drawn nothing since: others came in
                 continue

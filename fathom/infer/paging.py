@@ -163,14 +163,14 @@ class Paging:
 
     def _begin(self, entrant: Admission | Parked, headroom: int) -> Reading | None:
         """Take pages for an entrant's text; None where they would not leave `headroom` to those who came before."""
-        tables = self._tables
+        tables, request = self._tables, _request(entrant)
         if isinstance(entrant, Admission):
-            request, text = entrant.request, list(entrant.request.prompt)
+            text = list(request.prompt)
             size = len(text)
         else:
-            request, text = entrant.row.tenant.request, entrant.text
+            text = entrant.text
             size = len(text) - 1
-        holding = tables.find(text, size, self._runner.version, request.namespace)
+        holding = tables.find(text, size, self._runner.version, request.namespace, request.experts)
         found = len(holding.pages)
         new = tables.pages_of(size) + tables.spare(size, _samples(entrant)) - found
         if new + headroom > tables.pool.available:
@@ -190,12 +190,12 @@ class Paging:
         # one more than is read: an MTP module's entry needs the next token; padding is cached, but never seen
         windows = [each.text[each.done : each.done + width + 1] for each in readings]
         tokens = torch.tensor([[*text, *[0] * (width + 1 - len(text))] for text in windows], device=runner.device)
-        graphs = runner.graphs
-        if graphs and (graphs.invariant or places.numel() <= SHORT_PASS):
+        graphs, routed = runner.graphs, any(_request(each.enters).experts for each in readings)
+        if graphs and not routed and (graphs.invariant or places.numel() <= SHORT_PASS):
             hidden = graphs.read(tokens[:, :-1], places, table)
         else:
             slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
-            hidden = runner.reader(tokens[:, :-1], slots=slots)
+            hidden = runner.states(tokens[:, :-1], slots, routed)
             if runner.speculation:
                 runner.reader.predict_further(0, hidden, tokens[:, 1:], slots=slots)
         for each, start in zip(readings, starts, strict=True):
@@ -254,6 +254,10 @@ def _age(entrant: Admission | Parked) -> tuple[int, int]:
     if isinstance(entrant, Admission):
         return entrant.request_id, entrant.samples.start
     return entrant.row.tenant.request_id, entrant.row.tenant.sample
+
+
+def _request(entrant: Admission | Parked) -> Request:
+    return entrant.request if isinstance(entrant, Admission) else entrant.row.tenant.request
 
 
 def _samples(entrant: Admission | Parked) -> int:

@@ -4,12 +4,13 @@ Two forms with the same duties: rows that lie in one stretch each, which a CPU r
 row has some, which waste no room and can be shared.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int16, Int32
 from torch import Tensor
 
 from fathom.config import ModelConfig
@@ -22,6 +23,8 @@ class LatentCache:
     The width is kv_lora_rank + qk_rope_head_dim for latent attention (V2 Table 1) and keys plus values for
     grouped-query attention. MTP modules count as further layers.
     """
+
+    experts: Int16[Tensor, "rows capacity LK"] | None = None  # of every place, once `note_experts` was called
 
     def __init__(
         self,
@@ -44,11 +47,13 @@ class LatentCache:
 
     def grow(self, capacity: int) -> None:
         """Give every row room for `capacity` entries, keeping those it has."""
-        self.layers = [F.pad(layer, (0, 0, 0, capacity - layer.shape[1])) for layer in self.layers]
+        more = (0, 0, 0, capacity - self.capacity)
+        self.experts = None if self.experts is None else F.pad(self.experts, more)
+        self.layers = [F.pad(layer, more) for layer in self.layers]
 
     def copy_rows(self, source: Int[Tensor, " N"], target: Int[Tensor, " N"], length: int) -> None:
         """Copy the first `length` entries of rows `source` over rows `target`."""
-        for layer in self.layers:
+        for layer in (*self.layers, *_if_any(self.experts)):
             entries = layer[:, :length]
             entries.index_copy_(0, target, entries.index_select(0, source))
 
@@ -97,6 +102,8 @@ class CacheSlots:
 class PagedCache:
     """Pages of cached vectors, (pages, page_size, width) per layer as in `LatentCache`; tables say whose they are."""
 
+    experts: Int16[Tensor, "pages page_size LK"] | None = None
+
     def __init__(
         self,
         config: ModelConfig,
@@ -118,7 +125,7 @@ class PagedCache:
 
     def copy_pages(self, source: Int[Tensor, " N"], target: Int[Tensor, " N"]) -> None:
         """Copy whole pages `source` over pages `target`."""
-        for layer in self.layers:
+        for layer in (*self.layers, *_if_any(self.experts)):
             layer.index_copy_(0, target, layer.index_select(0, source))
 
 
@@ -175,6 +182,24 @@ class PagedSlots:
 
 
 Slots = CacheSlots | PagedSlots
+
+
+def note_experts(slots: Slots, chosen: Sequence[Int[Tensor, "B T K"]]) -> None:
+    """Keep beside the new tokens' entries the experts that each MoE layer chose for them; the first call makes room."""
+    cache, rows = slots.cache, torch.cat([layer.flatten(0, 1) for layer in chosen], dim=1).short()
+    if cache.experts is None:
+        cache.experts = rows.new_zeros(*cache.layers[0].shape[:2], rows.shape[1])
+    cache.experts.view(-1, rows.shape[1]).index_copy_(0, slots.entries, rows)
+
+
+def noted_experts(slots: Slots, layers: int) -> Int16[Tensor, "N L K"]:
+    """What `note_experts` kept of the tokens of `slots`, row by row; `layers` are the MoE layers."""
+    assert slots.cache.experts is not None
+    return slots.cache.experts.flatten(0, 1)[slots.entries].unflatten(1, (layers, -1))
+
+
+def _if_any(table: Tensor | None) -> list[Tensor]:
+    return [] if table is None else [table]
 
 
 def cached_layers(config: ModelConfig) -> int:
