@@ -19,7 +19,7 @@ from fathom.serve.sample import Sample
 from fathom.serve.schema import ChatRequest, CompletionRequest, Tool, Wish
 from fathom.serve.stages import Stages
 from fathom.serve.tools import CallReader
-from fathom.serve.trace import Tracer
+from fathom.serve.trace import Tracer, has_experts
 
 MOST_PROMPTS = 256  # of one /v1/completions request
 
@@ -67,7 +67,7 @@ async def order_chat(desk: Desk, body: ChatRequest) -> Order:
         allow = desk.grammars.hold(grammar, prompt.opened, thinks)
     request = build_request(body, prompt.ids, desk.speaker, max_tokens, desk.limits, forced, allow)
     if body.trace:
-        request = replace(request, details=True)
+        request = replace(request, details=True, experts=has_experts(desk.speaker.model))
     inline = desk.options.reasoning == "inline" or body.separate_reasoning is False
     visit = await desk.admit([request], bool(body.stream))
     return Order(

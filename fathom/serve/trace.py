@@ -23,6 +23,7 @@ class TokenTrace(TypedDict):
     entropy: float  # nats, of the same distribution
     draft: Literal["accepted", "rejected"] | None  # what became of the MTP draft in its place; null where none was
     version: int  # of the weights
+    experts: list[list[int]]  # that every MoE layer chose at the place that drew it, the first layer first
 
 
 class CacheTrace(TypedDict):
@@ -37,7 +38,8 @@ class Trace(TypedDict):
 
     index: int  # of the choice
     tokens: list[TokenTrace]
-    cache: NotRequired[CacheTrace]  # in the first chunk of a choice
+    cache: NotRequired[CacheTrace]  # in the first chunk of a choice, as is the next
+    n_routed_experts: NotRequired[int]  # of a layer that has experts; 0 where none has
 
 
 class Tracer:
@@ -60,6 +62,7 @@ class Tracer:
                     "entropy": max(0.0, details.entropy[place]),
                     "draft": _verdict(details.drafted[place], details.accepted[place]),
                     "version": details.version[place],
+                    "experts": [] if piece.experts is None else piece.experts[place].tolist(),
                 }
             )
         return found
@@ -76,7 +79,13 @@ def trace_event(model: Transformer, index: int, tokens: Sequence[TokenTrace], fi
     trace: Trace = {"index": index, "tokens": list(tokens)}
     if first:
         trace["cache"] = trace_cache(model)
+        trace["n_routed_experts"] = model.config.moe.n_routed_experts if has_experts(model) else 0
     return trace
+
+
+def has_experts(model: Transformer) -> bool:
+    """Whether there is anything to choose."""
+    return any(map(model.config.is_moe_layer, range(model.config.num_hidden_layers)))
 
 
 def trace_cache(model: Transformer) -> CacheTrace:
