@@ -20,7 +20,7 @@ from fathom.serve.chat_page import add_page
 from fathom.serve.desk import Desk
 from fathom.serve.errors import ApiError, error_response, json_response
 from fathom.serve.gate import Gate, unknown_header
-from fathom.serve.grading import grade_route, verifier_of
+from fathom.serve.grading import grading_routes, verifier_of
 from fathom.serve.metrics import CONTENT_TYPE
 from fathom.serve.prompts import render
 from fathom.serve.routes import completion_routes, encode_text
@@ -43,7 +43,7 @@ def build_app(stages: Stages, source: Path, keys: Sequence[str] = ()) -> FastAPI
 
     app = FastAPI(title="Fathom", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.include_router(completion_routes(stages))
-    app.include_router(grade_route(verifier_of(source)))
+    app.include_router(grading_routes(verifier_of(source)))
     _add_models(app, stages)
     _add_tokens(app, stages)
     _add_state(app, desk)

@@ -4,6 +4,9 @@ Only the kinds whose checks are Fathom's own are served: an answer is compared o
 """
 
 import asyncio
+import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
@@ -20,6 +23,8 @@ from fathom.tasks import FOREIGN, Task, build
 from fathom.tasks.posed import read_question
 from fathom.text.chat import parse_reply
 from fathom.text.special import THINK_END
+
+OFFERED = 4  # problems at once
 
 
 class Verdict(TypedDict):
@@ -52,6 +57,15 @@ class Verifier:
         return {"task": self.config.kind, "question": problem.question, "answer": answer, "score": score}
 
 
+    def draw(self, count: int) -> list[str]:
+        """Questions of the held-out side, other ones each time; none of a task that is not graded here."""
+        if self.config.kind in FOREIGN:
+            return []
+        self._task = self._task or build(self.config)
+        rng = random.Random()
+        return [self._task.sample(rng, held_out=True).question for _ in range(count)]
+
+
 def read_answer(content: str) -> str | None:
     """The answer in what an assistant said behind its thinking: what stands between the tags, else the whole text."""
     content = content.rpartition(THINK_END)[2].strip()
@@ -68,17 +82,31 @@ def verifier_of(source: Path) -> Verifier:
     return Verifier(TaskConfig(operators="+-*/"))
 
 
-def grade_route(verifier: Verifier) -> APIRouter:
-    """/grade."""
+def grading_routes(verifier: Verifier) -> APIRouter:
+    """/problems and /grade."""
     router = APIRouter()
+
+    @router.get("/problems")
+    async def problems() -> Response:  # pyright: ignore[reportUnusedFunction]
+        """A few problems that the model was not trained on, but for whose kind it was."""
+        with _refusals():
+            questions = await asyncio.to_thread(verifier.draw, OFFERED)
+        return json_response({"task": verifier.config.kind if questions else None, "questions": questions})
 
     @router.post("/grade")
     async def grade(body: GradeRequest) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Whether an answer to one of the task's problems is right."""
-        try:
+        with _refusals():
             verdict = await asyncio.to_thread(verifier.grade, body.question, body.answer)
-        except ValueError as error:
-            raise ApiError(409, str(error), code="no_task") from error
         return json_response(verdict, headers=unknown_header(body.unknown))
 
     return router
+
+
+@contextmanager
+def _refusals() -> Generator[None]:
+    """The task's file may be gone."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ApiError(409, str(error), code="no_task") from error
