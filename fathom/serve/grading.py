@@ -56,7 +56,6 @@ class Verifier:
         score = 0.0 if answer is None else float(self._task.grade(problem, answer))
         return {"task": self.config.kind, "question": problem.question, "answer": answer, "score": score}
 
-
     def draw(self, count: int) -> list[str]:
         """Questions of the held-out side, other ones each time; none of a task that is not graded here."""
         if self.config.kind in FOREIGN:

@@ -1,9 +1,14 @@
 """A tiny model that has learned a few replies by heart, saved as a run and served on a port of this machine."""
 
+import asyncio
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -89,6 +94,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
+def staged(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run with two stages before the last, which know nothing."""
+    path = tmp_path_factory.mktemp("staged") / "run"
+    shutil.copytree(run.path, path)
+    for number, stage in enumerate(("pretrain", "sft")):
+        model = untrained()
+        model.initialise(torch.Generator().manual_seed(number))
+        save_checkpoint(path / stage, 1, model, {"step": torch.zeros(1)}, {"stage": stage}, keep=1)
+    return Run(path)
+
+
+@pytest.fixture(scope="session")
 def speaker(run: Run) -> Speaker:
     return load_speaker(run.path, torch.device("cpu"))
 
@@ -141,3 +158,72 @@ def serve(run: Run) -> Iterator[Callable[..., Served]]:
     yield start
     for served in begun:
         served.close()
+
+
+# ---- a browser ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium."""
+    playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium")
+    with playwright.sync_playwright() as machinery:
+        started = machinery.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
+    """Opens pages; at the end nothing may have gone wrong in their consoles."""
+    contexts, wrong = list[Any](), list[str]()
+
+    def open_page(url: str) -> Any:
+        contexts.append(browser.new_context(color_scheme="light", viewport={"width": 1100, "height": 800}))
+        opened = contexts[-1].new_page()
+        opened.set_default_timeout(20_000)
+        opened.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+        opened.on("pageerror", lambda error: wrong.append(str(error)))
+        opened.on("requestfailed", lambda request: "aborted" in request.failure.lower() or wrong.append(request.url))
+        opened.goto(url)
+        opened.get_by_label("Temperature").evaluate("field => { field.value = 0 }")
+        return opened
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [each for each in wrong if "status of 400" not in each] == []  # Chromium reports refusals too
+
+
+@pytest.fixture
+def page(visit: Callable[[str], Any], shared: Served) -> Any:
+    """The page of the shared server."""
+    return visit(shared.url)
+
+
+class Brake:
+    """Makes every step of an engine as long as that of a large model."""
+
+    def __init__(self) -> None:
+        self._held: list[Future[None]] = []
+
+    def __call__(self, served: Served) -> None:
+        for desk in (served.desk, *served.stages._desks.values()):
+            self._held.append(asyncio.run_coroutine_threadsafe(self._hold(desk), served.running._coroutines))
+
+    async def _hold(self, desk: Desk) -> None:
+        while True:
+            await desk.loop.call(lambda _: time.sleep(0.02))
+
+    def release(self) -> None:
+        for each in self._held:
+            each.cancel()
+
+
+@pytest.fixture
+def brake() -> Iterator[Brake]:
+    held = Brake()
+    yield held
+    held.release()

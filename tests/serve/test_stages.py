@@ -1,7 +1,6 @@
 """Other stages of the run that is served, each under an id of its own."""
 
 import asyncio
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,24 +8,10 @@ from typing import Any
 
 import openai
 import pytest
-import torch
 
-from fathom.checkpoint.state import save_checkpoint
 from fathom.runs import Run
 
 MESSAGES = [{"role": "user", "content": "8,2,4:10"}]
-
-
-@pytest.fixture(scope="module")
-def staged(run: Run, tools: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run with two stages before the last, which know nothing."""
-    path = tmp_path_factory.mktemp("staged") / "run"
-    shutil.copytree(run.path, path)
-    for number, stage in enumerate(("pretrain", "sft")):
-        model = tools.untrained()
-        model.initialise(torch.Generator().manual_seed(number))
-        save_checkpoint(path / stage, 1, model, {"step": torch.zeros(1)}, {"stage": stage}, keep=1)
-    return Run(path)
 
 
 @pytest.fixture

@@ -109,7 +109,8 @@ function drafts() {
   return made;
 }
 
-const level = (token) => Math.round(Math.min(1, Math.max(0, scales[scale].of(token))) * LEVELS);
+// The root sets small doubts apart from none.
+const level = (token) => Math.round(Math.sqrt(Math.min(1, Math.max(0, scales[scale].of(token)))) * LEVELS);
 
 function chip(message, token, place) {
   const made = element("span", { className: "token", id: `token-${message.id}-${place}` });
