@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -101,6 +101,13 @@ class Details:
     accepted: list[bool]  # and was this token, so that the token behind it came in the same step
 
 
+class Timing(NamedTuple):
+    """Seconds that a completion took up to its first token."""
+
+    waited: float = 0.0  # until its prompt began to be read
+    read: float = 0.0  # from then to the token
+
+
 @dataclass(frozen=True)
 class Piece:
     """New tokens of one completion: all of them, or when streamed those since the piece before.
@@ -121,3 +128,4 @@ class Piece:
     details: Details | None = None
     cached: int = 0  # tokens of the prompt that were found in the cache
     error: str | None = None  # what failed, where the finish is "error"
+    timing: Timing = field(default=Timing(), compare=False)

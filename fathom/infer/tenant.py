@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fathom.infer.mask import Mask
-from fathom.infer.request import Details, Finish, Piece, Request
+from fathom.infer.request import Details, Finish, Piece, Request, Timing
 from fathom.infer.sampler import Law
 from fathom.infer.stopping import Transcript
 
@@ -29,6 +29,7 @@ class Tenant:
     sample: int
     streams: bool  # pieces come with every step
     cached: int = 0  # tokens of its prompt that were found in the cache
+    timing: Timing = Timing()
     count: int = 0  # tokens taken over from the row
     stopped_by: int | str | None = None
     error: str | None = None
@@ -86,6 +87,7 @@ class Tenant:
             details=Details(*self.trace[:4]) if self.request.details else None,
             cached=self.cached,
             error=self.error,
+            timing=self.timing,
         )
         self.tokens, self.logprobs, self.trace = [], [], Trace([], [], [], [], [])
         return piece

@@ -33,6 +33,12 @@ class Order:
     echoes: tuple[str, ...] = ()  # prompts in front of the texts, one for each choice
     logprobs: int | None = None  # likeliest tokens beside every token's log-probability; None shows neither
 
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompts that the engine found in its cache: for each prompt, when its first sample began."""
+        each = len(self.samples) // len(self.visit.flights)
+        return sum(sample.piece.cached for sample in self.samples[::each] if sample.piece)
+
     def sort(self, pieces: list[tuple[int, Piece]]) -> dict[int, Delta]:
         """What pieces add to the choices, by their index."""
         each = len(self.samples) // len(self.visit.flights)
@@ -192,7 +198,7 @@ def _logprobs(desk: Desk, order: Order, index: int, delta: Delta) -> dict[str, A
 
 def _usage(order: Order) -> dict[str, Any]:
     thinks = order.frame.kind == "chat"
-    return usage_of(order.visit.prompt_tokens, order.samples, thinks)
+    return usage_of(order.visit.prompt_tokens, order.cached, order.samples, thinks)
 
 
 def _version(order: Order) -> int:

@@ -14,8 +14,9 @@ from fathom.serve.asking import Limits, refusals
 from fathom.serve.errors import ApiError
 from fathom.serve.grammar import Grammars
 from fathom.serve.loop import EngineDied, EngineLoop, Flight, Mailbox
-from fathom.serve.metrics import Metrics
+from fathom.serve.metrics import EngineCounts, Metrics
 from fathom.serve.options import ServeOptions
+from fathom.serve.room import open_engine
 
 LONGEST_RETRY_S = 60
 T = TypeVar("T")
@@ -40,10 +41,8 @@ class Desk:
     def __init__(self, speaker: Speaker, options: ServeOptions, name: str) -> None:
         model = speaker.model
         self.speaker, self.options, self.name = speaker, options, name
-        limit = model.config.max_position_embeddings
-        context = options.context or limit
-        self.limits = Limits(context, options.default_max_tokens, options.choices)
-        self._engine = Engine(model, options.rows, options.context, options.drafts)
+        self._engine = open_engine(model, options)
+        self.limits = Limits(self._engine.longest, options.default_max_tokens, options.choices)
         self.loop = EngineLoop(self._engine)
         self.grammars = Grammars(speaker)
         self.metrics = Metrics(name)
@@ -112,6 +111,7 @@ class Desk:
         self.samples -= visit.samples
         if visit.box.unfinished:
             self.metrics.cancelled.inc()
+            self.metrics.finished("abort", visit.box.unfinished)
             for flight in visit.flights:
                 self.loop.cancel(flight)
         elif visit.drawn:
@@ -152,13 +152,15 @@ class Desk:
     def _count(self, visit: Visit, piece: Piece, now: float) -> None:
         tokens = len(piece.tokens)
         self.metrics.generation_tokens.inc(tokens)
-        if visit.newest is None and piece.finish is None:
-            self.metrics.first_token.observe(now - visit.began)
+        if visit.newest is None:  # of an answer that comes whole the engine knows when it began
+            first = now - visit.began if piece.finish is None else sum(piece.timing)
+            self.metrics.first_token.observe(first)
         elif visit.newest is not None and tokens:
             self.metrics.inter_token.observe((now - visit.newest) / tokens)
         visit.drawn, visit.newest = visit.drawn + tokens, now
         if piece.finish:
             self.metrics.finished(piece.finish)
+            self.metrics.timed(piece.timing, now - visit.began)
 
     def _watch(self) -> None:
         watch, engine = self.metrics.watch, self._engine
@@ -167,6 +169,7 @@ class Desk:
         watch("weights_version", "Of the weights being served", lambda: self.version)
         watch("spec_decode_draft_acceptance_rate", "Share of the drafts kept", lambda: engine.acceptance)
         watch("spec_decode_tokens_per_step", "Tokens a row gains a step", lambda: engine.tokens_per_step)
+        self.metrics.registry.register(EngineCounts(engine, self.name))
 
 
 def engine_dead(reason: object) -> ApiError:
