@@ -9,6 +9,7 @@ from fathom.infer.speaker import Speaker
 from fathom.serve.errors import ApiError
 from fathom.serve.schema import ChatRequest, Message, Tool
 from fathom.text.chat import render_dialogue
+from fathom.text.shield import Shield, hide_message
 from fathom.text.special import THINK, THINK_END
 
 # Of max_tokens, what may be thought before the thinking is closed; the rest is for the answer.
@@ -60,8 +61,9 @@ def _ids(
         variables |= dict.fromkeys(SWITCHES, thinks)
     if tools:
         variables["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
-    text = speaker.chat.render([_fields(message) for message in messages], **variables)
-    return speaker.tokenizer.encode_template(text, whole=True)
+    shield = Shield(speaker.tokenizer)
+    turns = [hide_message(shield, _fields(message)) for message in messages]
+    return shield.encode(speaker.chat.render(turns, **shield.hide(variables)))
 
 
 def _turn(message: Message) -> dict[str, str]:

@@ -11,6 +11,7 @@ from fathom.serve.answers import Order, Stream, answer
 from fathom.serve.asking import build_request, choose_max_tokens
 from fathom.serve.desk import Desk
 from fathom.serve.errors import ApiError, json_response
+from fathom.serve.forced_tools import held_tools
 from fathom.serve.gate import unknown_header
 from fathom.serve.prompts import close_thinking, render, wants_thinking
 from fathom.serve.replies import Frame, names_of
@@ -55,10 +56,14 @@ async def order_chat(desk: Desk, body: ChatRequest) -> Order:
     prompt = render(desk.speaker, body.messages, body.chat_template_kwargs, thinks, tools)
     max_tokens = choose_max_tokens(body, len(prompt.ids), desk.limits)
     forced = close_thinking(body, prompt, desk.speaker, max_tokens)
-    allow = None
+    tag = held_tools(desk.speaker, body, tools)
+    grammar = None
     if body.response_format and body.response_format.type != "text":
         grammar = await asyncio.to_thread(desk.grammars.compile, body.response_format)
-        allow = desk.grammars.hold(grammar, prompt.opened, thinks)
+    elif tag:
+        field = "tool_choice" if body.tool_choice not in (None, "auto") else "parallel_tool_calls"
+        grammar = await asyncio.to_thread(desk.grammars.compile_tag, tag, field)
+    allow = desk.grammars.hold(grammar, prompt.opened, thinks) if grammar else None
     request = build_request(body, prompt.ids, desk.speaker, max_tokens, desk.limits, forced, allow)
     inline = desk.options.reasoning == "inline" or body.separate_reasoning is False
     visit = await desk.admit([request], bool(body.stream))
@@ -87,14 +92,8 @@ def offered_tools(speaker: Speaker, body: ChatRequest) -> list[Tool]:
     """The tools that the model may call. Raises ApiError where its template shows it none."""
     if not body.tools or body.tool_choice == "none":
         return []
-    if body.tool_choice not in (None, "auto"):
-        raise ApiError(
-            400, "tool_choice is served as none and auto alone; a call cannot be forced", param="tool_choice"
-        )
     if speaker.chat is None or "tools" not in speaker.chat.source:
         raise ApiError(400, f"the chat template of {speaker.name} shows the model no tools; leave them out", "tools")
-    if body.parallel_tool_calls is False:
-        raise ApiError(400, "parallel_tool_calls=false cannot be promised; leave it out", param="parallel_tool_calls")
     return body.tools
 
 
@@ -144,7 +143,7 @@ def encode_text(desk: Desk, text: str) -> list[int]:
     """Ids of a plain text behind the beginning-of-sequence token, where the model has one."""
     tokenizer = desk.speaker.tokenizer
     begin = [tokenizer.bos_id] if desk.speaker.uses_template else tokenizer.encode_template("")
-    return [*begin, *tokenizer.encode(text)]
+    return [*begin, *tokenizer.encode(text, whole=True)]
 
 
 def require_model(desk: Desk, model: str | None) -> None:

@@ -97,7 +97,9 @@ def test_metrics_add_up(serve: Any) -> None:
     list(complete(served, "8,2", stream=True))
     value = numbers(served)
     drawn = sum(each.completion_tokens for each in usage)
-    assert value["prompt_tokens_total"] == value["prefix_cache_queries_total"] == sum(u.prompt_tokens for u in usage) + 4
+    assert (
+        value["prompt_tokens_total"] == value["prefix_cache_queries_total"] == sum(u.prompt_tokens for u in usage) + 4
+    )
     assert drawn < value["generation_tokens_total"] <= drawn + 8
     assert value["request_success_total"] == 4
     assert value["e2e_request_latency_seconds_count"] == value["time_to_first_token_seconds_count"] == 3
