@@ -15,6 +15,7 @@ from fathom.infer.paging import Counters, Paging
 from fathom.infer.request import Piece, Request, Timing
 from fathom.infer.runner import Runner
 from fathom.infer.scheduler import Admission, Queue
+from fathom.infer.scores import Scores, score
 from fathom.infer.speculation import most_drafts
 from fathom.infer.tables import lay_tables
 from fathom.infer.verify import Rule
@@ -193,6 +194,10 @@ class Engine:
         if was_busy and not self.busy:
             paging.check_pages()
         return pieces
+
+    def score(self, text: Sequence[int], likeliest: int = 0) -> Scores:
+        """How likely the tokens of a text are, each behind those before it; rows in flight wait meanwhile."""
+        return score(self._runner.model, text, likeliest)
 
     @torch.inference_mode()
     def cancel(self, request_id: int) -> bool:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from fathom.infer.engine import Engine
 from fathom.infer.request import Piece, Request
+from fathom.infer.scores import Scores
 from fathom.infer.speaker import Speaker
 from fathom.serve.asking import Limits, refusals
 from fathom.serve.errors import ApiError
@@ -60,12 +61,15 @@ class Desk:
         """Samples that no row has room for."""
         return max(0, self.samples - self.options.rows)
 
-    async def admit(self, requests: Sequence[Request], stream: bool) -> Visit:
-        """Give a client's requests to the engine, or raise the ApiError that says why not, or when to come again."""
+    async def admit(self, requests: Sequence[Request], stream: bool, scored: int = 0) -> Visit:
+        """Give a client's requests to the engine, or raise the ApiError that says why not, or when to come again.
+
+        `scored` are tokens of prompts that nothing is to follow.
+        """
         self.require_open()
         samples = sum(request.n for request in requests)
         self._require_room(samples)
-        prompts = sum(len(request.prompt) for request in requests)
+        prompts = scored + sum(len(request.prompt) for request in requests)
         visit = Visit(Mailbox(samples), samples, prompts, time.monotonic())
         self.samples += samples
         self._visits.add(visit)
@@ -80,6 +84,16 @@ class Desk:
             raise
         self.metrics.prompt_tokens.inc(prompts)
         return visit
+
+    async def score(self, prompts: Sequence[Sequence[int]], likeliest: int) -> list[Scores]:
+        """How likely each prompt's tokens are; one prompt is read between two steps, so that nobody waits for all."""
+        self.require_open()
+        self._require_room(len(prompts))
+        self.samples += len(prompts)
+        try:
+            return [await self.ask_engine(lambda engine, ids=ids: engine.score(ids, likeliest)) for ids in prompts]
+        finally:
+            self.samples -= len(prompts)
 
     def require_open(self) -> None:
         """Raise ApiError unless requests are served."""

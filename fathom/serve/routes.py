@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fathom.infer.request import Piece
 from fathom.infer.speaker import Speaker
-from fathom.serve.answers import Order, Stream, answer
+from fathom.serve.answers import Echo, Order, Stream, answer
 from fathom.serve.asking import build_request, choose_max_tokens
 from fathom.serve.desk import Desk
 from fathom.serve.errors import ApiError, json_response
@@ -15,7 +16,7 @@ from fathom.serve.forced_tools import held_tools
 from fathom.serve.gate import unknown_header
 from fathom.serve.prompts import close_thinking, render, wants_thinking
 from fathom.serve.replies import Frame, names_of
-from fathom.serve.sample import Sample
+from fathom.serve.sample import Sample, echoed_logprobs
 from fathom.serve.schema import ChatRequest, CompletionRequest, Tool, Wish
 from fathom.serve.tools import CallReader
 
@@ -100,22 +101,37 @@ def offered_tools(speaker: Speaker, body: ChatRequest) -> list[Tool]:
 async def order_texts(desk: Desk, body: CompletionRequest) -> Order:
     """Admit a text completion. Raises ApiError for what cannot be served."""
     require_model(desk, body.model)
-    if body.echo and body.logprobs is not None:
-        raise ApiError(400, "logprobs of an echoed prompt are not supported; leave out echo or logprobs", param="echo")
     prompts = read_prompts(desk, body.prompt)
     requests = [
-        build_request(body, ids, desk.speaker, choose_max_tokens(body, len(ids), desk.limits), desk.limits, place=place)
+        build_request(body, ids, desk.speaker, max_tokens, desk.limits, place=place)
         for place, ids in enumerate(prompts)
+        if (max_tokens := choose_max_tokens(body, len(ids), desk.limits))
     ]
-    echoes = [desk.speaker.tokenizer.decode(ids) if body.echo else "" for ids in prompts for _ in range(body.n or 1)]
-    visit = await desk.admit(requests, bool(body.stream))
-    return Order(
-        visit,
-        [Sample(desk.speaker.tokenizer, opened=False, splits=False, offset=len(echo)) for echo in echoes],
-        Frame.new(desk.name, "text"),
-        tuple(echoes) if body.echo else (),
-        body.logprobs,
-    )
+    echoes = await _echoes(desk, body, prompts)
+    visit = await desk.admit(requests, bool(body.stream), scored=0 if requests else sum(map(len, prompts)))
+    samples = [_text_sample(desk, len(echo.text)) for echo in echoes]
+    if not requests:
+        for sample in samples:
+            sample.add([Piece(request=0, sample=0, tokens=[], logprobs=[], finish="length")])
+    return Order(visit, samples, Frame.new(desk.name, "text"), tuple(echoes) if body.echo else (), body.logprobs)
+
+
+async def _echoes(desk: Desk, body: CompletionRequest, prompts: Sequence[Sequence[int]]) -> list[Echo]:
+    """What stands in front of every choice."""
+    n, tokenizer = body.n or 1, desk.speaker.tokenizer
+    if n > desk.limits.choices:
+        raise ApiError(400, f"n={n} is more than the {desk.limits.choices} choices that this server gives", param="n")
+    if not body.echo:
+        return [Echo("")] * (len(prompts) * n)
+    if body.logprobs is None:
+        return [Echo(tokenizer.decode(ids)) for ids in prompts for _ in range(n)]
+    scores = await desk.score(prompts, body.logprobs)
+    logprobs = [echoed_logprobs(*each, tokenizer, body.logprobs) for each in zip(prompts, scores, strict=True)]
+    return [Echo(tokenizer.decode(ids), each) for ids, each in zip(prompts, logprobs, strict=True) for _ in range(n)]
+
+
+def _text_sample(desk: Desk, offset: int) -> Sample:
+    return Sample(desk.speaker.tokenizer, opened=False, splits=False, offset=offset, lists_stop=True)
 
 
 def read_prompts(desk: Desk, given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:

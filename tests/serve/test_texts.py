@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from fathom import __version__
@@ -61,6 +62,50 @@ def test_logprobs_in_the_older_shape(shared: Any) -> None:
     for token, logprob, rivals in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
         assert len(rivals) == 3
         assert max(rivals.values()) == rivals[token] == pytest.approx(logprob, abs=1e-6)
+
+
+def definition(served: Any, ids: list[int]) -> list[float]:
+    """Log-probabilities of all tokens but the first, by a forward pass and a softmax."""
+    model = served.desk.speaker.model
+    with torch.no_grad():
+        logits = model.logits(model(torch.tensor([ids]))[0])
+    return [float(row.log_softmax(-1)[token]) for row, token in zip(logits[:-1], ids[1:], strict=True)]
+
+
+def test_an_echoed_prompt_is_scored(shared: Any) -> None:
+    tokenizer = shared.desk.speaker.tokenizer
+    ids = [tokenizer.bos_id, *tokenizer.encode("8,2,4:10 caf\u00e9")]
+    reply = complete(shared, [ids, ids[:2]], echo=True, logprobs=2, max_tokens=0)
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (len(ids) + 2, 0)
+    choice, found = reply.choices[0], reply.choices[0].logprobs
+    assert (choice.text, choice.finish_reason) == (tokenizer.decode(ids), "length")
+    assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+    assert found.token_logprobs[1:] == pytest.approx(definition(shared, ids), abs=1e-5)
+    assert [choice.text[at : at + 1] for at in found.text_offset[:3]] == ["<", "8", ","]
+    assert len(found.tokens) == len(found.text_offset) == len(found.top_logprobs) == len(ids)
+    assert all(len(rivals) == 2 for rivals in found.top_logprobs[1:])
+    assert reply.choices[1].logprobs.token_logprobs == found.token_logprobs[:2]
+    [last] = [chunk.choices[0] for chunk in complete(shared, [ids], stream=True, max_tokens=0, echo=True, logprobs=2)][
+        1:
+    ]
+    assert (last.text, last.finish_reason) == ("", "length")
+
+
+def test_an_evaluation_harness_finds_its_continuation(shared: Any) -> None:
+    """As lm-eval reads it: one token is drawn and dropped, and greedy is what equals the best rival."""
+    tokenizer = shared.desk.speaker.tokenizer
+    context = shared.desk.speaker.encode("8,2,4:10")
+    for text, greedy in (("8+4=12,12-2=10</think><answer>8+4-2</answer>", True), ("8+4=13", False)):
+        continuation = tokenizer.encode_template(text)
+        law = {"logprobs": 1, "echo": True, "max_tokens": 1, "seed": 1234}
+        whole = complete(shared, [context + continuation], **law).choices[0].logprobs
+        scored, rivals = whole.token_logprobs[len(context) : -1], whole.top_logprobs[len(context) : -1]
+        assert len(scored) == len(continuation)  # a drawn end of the text is listed, or one would be missing
+        assert scored == pytest.approx(definition(shared, context + continuation)[len(context) - 1 :], abs=1e-4)
+        assert all(one == max(top.values()) for one, top in zip(scored, rivals, strict=True)) == greedy
+        parts = list(complete(shared, [context + continuation], stream=True, **law))
+        shown = [part.choices[0].logprobs for part in parts if part.choices[0].logprobs]
+        assert [each for part in shown for each in part.token_logprobs] == whole.token_logprobs
 
 
 def test_ids_and_back(shared: Any) -> None:

@@ -12,8 +12,8 @@ import torch
 
 from fathom.checkpoint.state import save_checkpoint
 from fathom.infer.speaker import load_speaker
-from fathom.serve.options import ServeOptions
 from fathom.serve.forced_tools import structural_tag
+from fathom.serve.options import ServeOptions
 from fathom.serve.schema import Tool
 from fathom.serve.tools import CallReader
 from fathom.text.special import SPECIAL_TOKENS
