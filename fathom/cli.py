@@ -218,9 +218,10 @@ def chat(run: RunDir, sampling: Sampling) -> None:
 def serve(run: RunDir, options: Serving) -> None:
     """Serve a trained model to OpenAI's clients over HTTP.
 
-    The newest model of a run, or a checkpoint; with --demo in its place the small one that ships with Fathom. Thinking comes apart from the answer, streamed or whole. It listens on
-    this machine alone; for any other address give API keys, one a line in --api_key_file, or FATHOM_API_KEY in the
-    environment. SIGTERM and Ctrl-C let what was begun finish. Needs the extra: pip install 'fathomlm[serve]'.
+    The newest model of a run, or a checkpoint; with --demo in its place the small one that ships with Fathom.
+    Thinking comes apart from the answer, streamed or whole. It listens on this machine alone; for any other address
+    give API keys, one a line in --api_key_file, or FATHOM_API_KEY in the environment. SIGTERM and Ctrl-C let what was
+    begun finish. Needs the extra: pip install 'fathomlm[serve]'.
 
     Example: fathom serve --demo
 

@@ -29,7 +29,7 @@ class Tenant:
     sample: int
     streams: bool  # pieces come with every step
     cached: int = 0  # tokens of its prompt that were found in the cache
-    timing: Timing = Timing()
+    timing: Timing = field(default_factory=Timing)
     count: int = 0  # tokens taken over from the row
     stopped_by: int | str | None = None
     error: str | None = None

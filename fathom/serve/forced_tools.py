@@ -70,7 +70,7 @@ def _named(speaker: Speaker, tool: Tool, fenced: bool) -> Format:
     schema = tool.function.parameters
     arguments = {
         "type": "json_schema",
-        "json_schema": {"type": "object"} if not schema else schema,
+        "json_schema": schema or {"type": "object"},
         "max_whitespace_cnt": 1,
     }
     if fenced:
