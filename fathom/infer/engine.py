@@ -1,7 +1,8 @@
 """The engine: requests in, pieces out, one decoding step at a time for as many rows as are active."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Literal
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from fathom.infer.check import check_drafts, check_experts, check_request
 from fathom.infer.int8 import compare_int8
 from fathom.infer.paging import Counters, Paging
-from fathom.infer.request import Piece, Request
+from fathom.infer.request import Piece, Request, Timing
 from fathom.infer.runner import Runner
-from fathom.infer.scheduler import Queue
+from fathom.infer.scheduler import Admission, Queue
+from fathom.infer.scores import Scores, score
 from fathom.infer.speculation import most_drafts
 from fathom.infer.tables import lay_tables
 from fathom.infer.verify import Rule
@@ -98,15 +100,23 @@ class Engine:
         return self._runner.version
 
     @property
+    def verdicts(self) -> tuple[list[int], list[int]]:
+        """Drafts checked so far and drafts kept, both by their place in a step; empty without drafts."""
+        if self._runner.speculation is None:
+            return [], []
+        checked, kept = self._runner.speculation.verdicts.tolist()
+        return checked, kept
+
+    @property
     def acceptance(self) -> float:
         """Share of the drafts so far that were kept, of those that were checked; 0 without drafts."""
-        checked, kept = self._verdicts()
+        checked, kept = self.verdicts
         return sum(kept) / max(sum(checked), 1)
 
     @property
     def acceptance_by_position(self) -> list[float]:
         """The same for the first, second and further drafts of a step; those behind a rejected one are not checked."""
-        return [kept / checked for checked, kept in zip(*self._verdicts(), strict=True) if checked]
+        return [kept / checked for checked, kept in zip(*self.verdicts, strict=True) if checked]
 
     @property
     def row_steps(self) -> int:
@@ -116,12 +126,17 @@ class Engine:
     @property
     def decoded(self) -> int:
         """Tokens drawn so far, but for the first of each completion, which the pass over its prompt gives."""
-        return self._runner.row_steps + sum(self._verdicts()[1])
+        return self._runner.row_steps + sum(self.verdicts[1])
 
     @property
     def tokens_per_step(self) -> float:
         """Tokens that a row gained per decoding step so far; 1 without drafts."""
-        return 1 + sum(self._verdicts()[1]) / max(self._runner.row_steps, 1)
+        return 1 + sum(self.verdicts[1]) / max(self._runner.row_steps, 1)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt and its completion, together, that the engine can hold."""
+        return min(self._capacity, self._paging.longest) if self._paging else self._capacity
 
     @property
     def counters(self) -> Counters:
@@ -154,12 +169,20 @@ class Engine:
         pieces: list[Piece] = []
         rows = self._runner.rows
         while admissions := self._queue.take(rows.capacity - rows.count):
-            self._runner.prefill(admissions)
+            self._read(admissions)
             pieces += self._collect()
         if rows.count:
             self._runner.decode()
             pieces += self._collect()
         return pieces
+
+    def _read(self, admissions: Sequence[Admission]) -> None:
+        """Give waiting requests their rows."""
+        first, begun = self._runner.rows.count, monotonic()
+        self._runner.prefill(admissions)
+        waited = [begun - each.since for each in admissions for _ in each.samples]
+        for tenant, seconds in zip(self._runner.rows.tenants[first:], waited, strict=True):
+            tenant.timing = Timing(seconds, monotonic() - begun)
 
     def _step_by_pages(self, paging: Paging) -> list[Piece]:
         """Read a share of the waiting prompts, then draw; an engine that has nothing left to do looks at its pages."""
@@ -173,6 +196,10 @@ class Engine:
         if was_busy and not self.busy:
             paging.check_pages()
         return pieces
+
+    def score(self, text: Sequence[int], likeliest: int = 0) -> Scores:
+        """How likely the tokens of a text are, each behind those before it; rows in flight wait meanwhile."""
+        return score(self._runner.model, text, likeliest)
 
     @torch.inference_mode()
     def cancel(self, request_id: int) -> bool:
@@ -255,13 +282,6 @@ class Engine:
         self._runner.clear()
         if self._paging:
             self._paging.clear()
-
-    def _verdicts(self) -> tuple[list[int], list[int]]:
-        """Drafts checked and drafts kept, by position."""
-        if self._runner.speculation is None:
-            return [], []
-        checked, kept = self._runner.speculation.verdicts.tolist()
-        return checked, kept
 
     def _make_room(self, request: Request) -> None:
         cache = self._runner.cache

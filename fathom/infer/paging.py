@@ -1,12 +1,13 @@
 """Letting requests in by free pages, reading their prompts between decoding steps, and taking pages back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import NamedTuple
 
 import torch
 
 from fathom.infer.check import check_pages
-from fathom.infer.request import Request
+from fathom.infer.request import Request, Timing
 from fathom.infer.runner import Parked, Runner
 from fathom.infer.scheduler import SHORT_PASS, Admission, Queue, group_alike, share_budget
 from fathom.infer.tables import Holding, Tables
@@ -25,6 +26,7 @@ class Reading:
     holding: Holding
     cached: int  # of these that were found
     done: int  # or read
+    begun: float = field(default_factory=monotonic)  # seconds
 
     @property
     def age(self) -> tuple[int, int]:
@@ -61,6 +63,12 @@ class Paging:
     def counters(self) -> Counters:
         pool = self._tables.pool
         return Counters(pool.used, pool.available, self._queries, self._hits, self._preemptions)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that one text can have if all pages are its own; the last is drawn, but not cached."""
+        tables = self._tables
+        return tables.pool.pages * tables.page_size - tables.ahead + 1
 
     def check(self, request: Request) -> None:
         """Raise ValueError for a request of which one completion, alone, has too few pages."""
@@ -214,9 +222,11 @@ class Paging:
             self._tables.enter(self._tables.fork(each.holding, each.size, _samples(each.enters)))
         first = self._runner.rows.count
         self._runner.enter(admissions, torch.stack([state for _, state in ready]))
-        cached = [each.cached for each, _ in ready for _ in range(_samples(each.enters))]
-        for tenant, tokens in zip(self._runner.rows.tenants[first:], cached, strict=True):
-            tenant.cached = tokens
+        readings = [each for each, _ in ready for _ in range(_samples(each.enters))]
+        for tenant, each in zip(self._runner.rows.tenants[first:], readings, strict=True):
+            assert isinstance(each.enters, Admission)
+            tenant.cached = each.cached
+            tenant.timing = Timing(each.begun - each.enters.since, monotonic() - each.begun)
 
     def _resume(self, ready: list[tuple[Reading, torch.Tensor]]) -> None:
         if not ready:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxtyping import Bool, Int16
 from torch import Tensor
@@ -105,6 +105,13 @@ class Details:
     accepted: list[bool]  # and was this token, so that the token behind it came in the same step
 
 
+class Timing(NamedTuple):
+    """Seconds that a completion took up to its first token."""
+
+    waited: float = 0.0  # until its prompt began to be read
+    read: float = 0.0  # from then to the token
+
+
 @dataclass(frozen=True)
 class Piece:
     """New tokens of one completion: all of them, or when streamed those since the piece before.
@@ -129,3 +136,4 @@ class Piece:
     # before it; those of MTP modules are not among them. `replay_of` makes of them what a training pass repeats.
     experts: Int16[Tensor, "T L K"] | None = field(default=None, compare=False)  # tensors have no single truth
     prompt_experts: Int16[Tensor, "S L K"] | None = field(default=None, compare=False)  # with a sample's first piece
+    timing: Timing = field(default=Timing(), compare=False)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fathom.infer.experts import Routing
 from fathom.infer.mask import Mask
-from fathom.infer.request import Details, Finish, Piece, Request
+from fathom.infer.request import Details, Finish, Piece, Request, Timing
 from fathom.infer.sampler import Law
 from fathom.infer.stopping import Transcript
 
@@ -30,6 +30,7 @@ class Tenant:
     sample: int
     streams: bool  # pieces come with every step
     cached: int = 0  # tokens of its prompt that were found in the cache
+    timing: Timing = field(default_factory=Timing)
     count: int = 0  # tokens taken over from the row
     stopped_by: int | str | None = None
     error: str | None = None
@@ -91,6 +92,7 @@ class Tenant:
             error=self.error,
             experts=experts,
             prompt_experts=prompt_experts,
+            timing=self.timing,
         )
         self.tokens, self.logprobs, self.trace = [], [], Trace([], [], [], [], [])
         return piece

@@ -159,26 +159,40 @@ class PagedSlots:
         return torch.arange(self.length, device=self.positions.device) <= self.positions.unsqueeze(-1)
 
     @cached_property
+    def bias(self) -> Float[Tensor, "B T S"]:
+        """The mask as a summand of scores: -inf where a query does not see a key."""
+        return torch.where(self.mask, 0.0, float("-inf"))
+
+    @cached_property
     def seen(self) -> Int32[Tensor, " B"]:
         """Keys that the first new token of a row sees, itself among them; each further one sees one more."""
         return (self.positions[:, 0] + 1).int()
 
     def extend(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "B S W"]:
         """Write what one layer caches of the new tokens and return a copy of all entries that may be seen."""
-        pages = self._write(layer, vectors)
-        return pages[self.table.long()].flatten(1, 2)[:, : self.length]
+        return self._gather(self._write(layer, vectors))
 
     def attend(
         self, layer: int, latents: Float[Tensor, "B T W"], q: Float[Tensor, "B T H W"], rank: int, scale: float
     ) -> Float[Tensor, "B T H R"]:
         """Cache the latents of the new tokens, and absorbed attention of their queries over all they may see."""
         pages = self._write(layer, latents)
-        return paged_latent_attention(q, pages, self.table, self.seen, rank, scale)
+        if pages.is_cuda:
+            return paged_latent_attention(q, pages, self.table, self.seen, rank, scale)
+        return latent_attention(q, self._gather(pages), rank, scale, self.bias)  # one mask and index for all layers
 
-    def _write(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "P S W"]:
+    def _write(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "P Z W"]:
         pages = self.cache.layers[layer]
         pages.view(-1, pages.shape[-1]).index_copy_(0, self.entries, vectors.flatten(0, 1).to(pages.dtype))
         return pages
+
+    def _gather(self, pages: Float[Tensor, "P Z W"]) -> Float[Tensor, "B S W"]:
+        rows = pages.index_select(0, self._pages).view(len(self.table), -1, pages.shape[-1])  # (B, C*Z, W)
+        return rows.narrow(1, 0, self.length)
+
+    @cached_property
+    def _pages(self) -> Int32[Tensor, " B*C"]:
+        return self.table.flatten()
 
 
 Slots = CacheSlots | PagedSlots

@@ -102,7 +102,11 @@ def _ids(desk: Desk, body: TokenizeRequest) -> list[int]:
         return render(desk.speaker, body.messages, body.chat_template_kwargs).ids
     text = body.prompt or ""
     try:
-        return desk.speaker.tokenizer.encode(text) if body.add_special_tokens is False else encode_text(desk, text)
+        return (
+            desk.speaker.tokenizer.encode(text, whole=True)
+            if body.add_special_tokens is False
+            else encode_text(desk, text)
+        )
     except ValueError as error:
         raise ApiError(400, str(error), param="prompt") from error
 

@@ -24,6 +24,7 @@ class ServeOptions:
     rows: int = 16  # completions written together
     context: int | None = None  # most tokens of a prompt and its completion (the model's own limit)
     default_max_tokens: int = 4096  # of a request that names none; never more than its context has left
+    pages: int | None = None  # of the cache, of 16 tokens on a CPU and 64 on a GPU (what the rows fill, if that fits)
     drafts: bool = False  # the MTP module drafts ahead; texts are the same
     queue: int = 128  # completions that may wait behind those being written; more get 429
     stages: int = 2  # other stages of the run that are loaded at once when asked for, as NAME@sft; 0 offers none
@@ -50,6 +51,8 @@ class ServeOptions:
         require_choice("serve", "device", self.device, ("auto", "cpu", "cuda"))
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"port={self.port} is no port; give one from 0 to 65535")
+        if self.pages is not None and self.pages < 1:
+            raise ValueError(f"pages={self.pages} holds no text; give 1 or more, or leave it out")
         if self.queue < 0 or self.drain_s < 0:
             raise ValueError(f"queue={self.queue} and drain_s={self.drain_s} must not be negative; 0 is none")
         if self.stages < 0:

@@ -11,6 +11,7 @@ from fathom.infer.speaker import Speaker
 from fathom.serve.errors import ApiError
 from fathom.serve.schema import ChatRequest, Message, Tool
 from fathom.text.chat import render_begun, render_dialogue
+from fathom.text.shield import Shield, hide_message
 from fathom.text.special import THINK, THINK_END
 
 # Of max_tokens, what may be thought before the thinking is closed; the rest is for the answer.
@@ -67,8 +68,9 @@ def _ids(
         variables |= dict.fromkeys(SWITCHES, thinks)
     if tools:
         variables["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
-    text = speaker.chat.render([_fields(message) for message in messages], **variables)
-    return speaker.tokenizer.encode_template(text, whole=True)
+    shield = Shield(speaker.tokenizer)
+    turns = [hide_message(shield, _fields(message)) for message in messages]
+    return shield.encode(speaker.chat.render(turns, **shield.hide(variables)))
 
 
 def _begun(speaker: Speaker, message: Message, opened: bool) -> tuple[list[int], bool]:
@@ -83,14 +85,15 @@ def _begun(speaker: Speaker, message: Message, opened: bool) -> tuple[list[int],
     if thinking and not opened:
         ids += speaker.tokenizer.encode_template(THINK, whole=True)
     opened = opened or bool(thinking)
-    ids += speaker.tokenizer.encode(thinking)
+    ids += speaker.tokenizer.encode(thinking, whole=True)
     if not answer:
         return ids, opened
     if opened:
         ids += close_ids(speaker)
     answer = answer.removeprefix(THINK_END)
-    said = render_begun if speaker.uses_template else type(speaker.tokenizer).encode
-    return [*ids, *said(speaker.tokenizer, answer)], False
+    if speaker.uses_template:
+        return [*ids, *render_begun(speaker.tokenizer, answer)], False
+    return [*ids, *speaker.tokenizer.encode(answer, whole=True)], False
 
 
 def _turn(message: Message) -> dict[str, str]:

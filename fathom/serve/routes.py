@@ -7,15 +7,17 @@ from dataclasses import replace
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fathom.infer.request import Piece
 from fathom.infer.speaker import Speaker
-from fathom.serve.answers import Order, Stream, answer
+from fathom.serve.answers import Echo, Order, Stream, answer
 from fathom.serve.asking import build_request, choose_max_tokens
 from fathom.serve.desk import Desk
 from fathom.serve.errors import ApiError, json_response
+from fathom.serve.forced_tools import held_tools
 from fathom.serve.gate import unknown_header
 from fathom.serve.prompts import close_thinking, hold_thinking, render, wants_thinking
 from fathom.serve.replies import Frame, names_of
-from fathom.serve.sample import Sample
+from fathom.serve.sample import Sample, echoed_logprobs
 from fathom.serve.schema import ChatRequest, CompletionRequest, Tool, Wish
 from fathom.serve.stages import Stages
 from fathom.serve.tools import CallReader
@@ -62,8 +64,15 @@ async def order_chat(desk: Desk, body: ChatRequest) -> Order:
     max_tokens = choose_max_tokens(body, len(prompt.ids), desk.limits)
     forced = close_thinking(body, prompt, desk.speaker, max_tokens)
     allow = hold_thinking(body, prompt, desk.speaker)
+    tag = held_tools(desk.speaker, body, tools)
+    grammar = None
     if body.response_format and body.response_format.type != "text":
         grammar = await asyncio.to_thread(desk.grammars.compile, body.response_format)
+    elif tag:
+        _check_forced_tool(body)
+        field = "tool_choice" if body.tool_choice not in (None, "auto") else "parallel_tool_calls"
+        grammar = await asyncio.to_thread(desk.grammars.compile_tag, tag, field)
+    if grammar:
         allow = desk.grammars.hold(grammar, prompt.opened, thinks)
     request = build_request(body, prompt.ids, desk.speaker, max_tokens, desk.limits, forced, allow)
     if body.trace:
@@ -107,6 +116,12 @@ def _check_chat(body: ChatRequest) -> None:
                 raise ApiError(400, f"{name} does not go with response_format; leave one of them out", param=name)
 
 
+def _check_forced_tool(body: ChatRequest) -> None:
+    for name in ("min_thinking_tokens", "continue_final_message"):
+        if getattr(body, name):  # what holds a call to its form begins with the turn, and allows the thinking to end
+            raise ApiError(400, f"{name} does not go with a forced tool; leave one of them out", param=name)
+
+
 def _check_continued(body: ChatRequest) -> None:
     continued, name = bool(body.continue_final_message), "continue_final_message"
     if body.add_generation_prompt is not None and body.add_generation_prompt is continued:
@@ -126,35 +141,44 @@ def offered_tools(speaker: Speaker, body: ChatRequest) -> list[Tool]:
     """The tools that the model may call. Raises ApiError where its template shows it none."""
     if not body.tools or body.tool_choice == "none":
         return []
-    if body.tool_choice not in (None, "auto"):
-        raise ApiError(
-            400, "tool_choice is served as none and auto alone; a call cannot be forced", param="tool_choice"
-        )
     if speaker.chat is None or "tools" not in speaker.chat.source:
         raise ApiError(400, f"the chat template of {speaker.name} shows the model no tools; leave them out", "tools")
-    if body.parallel_tool_calls is False:
-        raise ApiError(400, "parallel_tool_calls=false cannot be promised; leave it out", param="parallel_tool_calls")
     return body.tools
 
 
 async def order_texts(desk: Desk, body: CompletionRequest) -> Order:
     """Admit a text completion. Raises ApiError for what cannot be served."""
-    if body.echo and body.logprobs is not None:
-        raise ApiError(400, "logprobs of an echoed prompt are not supported; leave out echo or logprobs", param="echo")
     prompts = read_prompts(desk, body.prompt)
     requests = [
-        build_request(body, ids, desk.speaker, choose_max_tokens(body, len(ids), desk.limits), desk.limits, place=place)
+        build_request(body, ids, desk.speaker, max_tokens, desk.limits, place=place)
         for place, ids in enumerate(prompts)
+        if (max_tokens := choose_max_tokens(body, len(ids), desk.limits))
     ]
-    echoes = [desk.speaker.tokenizer.decode(ids) if body.echo else "" for ids in prompts for _ in range(body.n or 1)]
-    visit = await desk.admit(requests, bool(body.stream))
-    return Order(
-        visit,
-        [Sample(desk.speaker.tokenizer, opened=False, splits=False, offset=len(echo)) for echo in echoes],
-        Frame.new(desk.name, "text"),
-        tuple(echoes) if body.echo else (),
-        body.logprobs,
-    )
+    echoes = await _echoes(desk, body, prompts)
+    visit = await desk.admit(requests, bool(body.stream), scored=0 if requests else sum(map(len, prompts)))
+    samples = [_text_sample(desk, len(echo.text)) for echo in echoes]
+    if not requests:
+        for sample in samples:
+            sample.add([Piece(request=0, sample=0, tokens=[], logprobs=[], finish="length")])
+    return Order(visit, samples, Frame.new(desk.name, "text"), tuple(echoes) if body.echo else (), body.logprobs)
+
+
+async def _echoes(desk: Desk, body: CompletionRequest, prompts: Sequence[Sequence[int]]) -> list[Echo]:
+    """What stands in front of every choice."""
+    n, tokenizer = body.n or 1, desk.speaker.tokenizer
+    if n > desk.limits.choices:
+        raise ApiError(400, f"n={n} is more than the {desk.limits.choices} choices that this server gives", param="n")
+    if not body.echo:
+        return [Echo("")] * (len(prompts) * n)
+    if body.logprobs is None:
+        return [Echo(tokenizer.decode(ids)) for ids in prompts for _ in range(n)]
+    scores = await desk.score(prompts, body.logprobs)
+    logprobs = [echoed_logprobs(*each, tokenizer, body.logprobs) for each in zip(prompts, scores, strict=True)]
+    return [Echo(tokenizer.decode(ids), each) for ids, each in zip(prompts, logprobs, strict=True) for _ in range(n)]
+
+
+def _text_sample(desk: Desk, offset: int) -> Sample:
+    return Sample(desk.speaker.tokenizer, opened=False, splits=False, offset=offset, lists_stop=True)
 
 
 def read_prompts(desk: Desk, given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
@@ -182,4 +206,4 @@ def encode_text(desk: Desk, text: str) -> list[int]:
     """Ids of a plain text behind the beginning-of-sequence token, where the model has one."""
     tokenizer = desk.speaker.tokenizer
     begin = [tokenizer.bos_id] if desk.speaker.uses_template else tokenizer.encode_template("")
-    return [*begin, *tokenizer.encode(text)]
+    return [*begin, *tokenizer.encode(text, whole=True)]

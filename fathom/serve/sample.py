@@ -6,6 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 from fathom.infer.request import Piece
+from fathom.infer.scores import Scores
 from fathom.serve.thinking import Splitter, count_thinking
 from fathom.serve.tools import CallDelta, CallReader
 from fathom.serve.trace import TokenTrace, Tracer
@@ -23,7 +24,9 @@ class Delta:
     thinking: str = ""
     answer: str = ""
     calls: list[CallDelta] = field(default_factory=list[CallDelta])
-    tokens: list[int] = field(default_factory=list[int])  # the stop token left out, and so in the next two
+    tokens: list[int] = field(
+        default_factory=list[int]
+    )  # without the stop token unless that is listed; so the next two
     logprobs: list[float] = field(default_factory=list[float])
     top: list[list[tuple[int, float]]] = field(default_factory=list[list[tuple[int, float]]])
     traces: list[TokenTrace] = field(default_factory=list[TokenTrace])  # of all tokens, where they are asked for
@@ -43,7 +46,8 @@ class Sample:
     """State of one completion.
 
     `opened` says that the prompt opened the thinking; with `splits` it is told apart from the answer, else the text
-    stays as it is. A reader of tool calls takes them out of the answer.
+    stays as it is. A reader of tool calls takes them out of the answer. With `lists_stop` the token that ends the
+    completion is listed with its log-probability, though it is none of the text.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Sample:
         inline: bool = False,
         calls: CallReader | None = None,
         offset: int = 0,
+        lists_stop: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
         self.splitter = Splitter(opened)
@@ -62,7 +67,7 @@ class Sample:
         self.piece: Piece | None = None  # the newest
         self.reader: TokenStream | None = None  # counts the characters of tokens, for their offsets
         self.offset = offset  # characters in front of the next token's, an echoed prompt's included
-        self._opened, self._splits = opened, splits
+        self._opened, self._splits, self._lists_stop = opened, splits, lists_stop
         self._tokenizer, self._text = tokenizer, tokenizer.stream()
         self._prefix = THINK if inline and opened else ""
         self._text_tokens = 0  # without the stop token
@@ -92,11 +97,12 @@ class Sample:
             self.tokens += piece.tokens
             shown = len(piece.tokens) - isinstance(piece.stopped_by, int)
             self._text_tokens += shown
-            delta.tokens += piece.tokens[:shown]
-            delta.logprobs += piece.logprobs[:shown]
-            delta.top += (piece.top_logprobs or [])[:shown]
             if self.tracer:
                 delta.traces += self.tracer.read(piece)
+            listed = len(piece.tokens) if self._lists_stop else shown
+            delta.tokens += piece.tokens[:listed]
+            delta.logprobs += piece.logprobs[:listed]
+            delta.top += (piece.top_logprobs or [])[:listed]
             text = self._read(piece.tokens[:shown]) if piece.text is None else piece.text
             self._sort(text, piece.finish is not None, delta)
         return delta
@@ -151,13 +157,33 @@ def legacy_logprobs(sample: Sample, delta: Delta, tokenizer: Tokenizer, most: in
     sample.reader = sample.reader or tokenizer.stream()
     lengths = [len(sample.reader.step(token)) for token in delta.tokens]
     *offsets, sample.offset = accumulate(lengths, initial=sample.offset)
-    rivals = [{_name(other, tokenizer): max(chance, LEAST_LOGPROB) for other, chance in others} for others in delta.top]
     return {
         "tokens": [_name(token, tokenizer) for token in delta.tokens],
         "token_logprobs": [max(each, LEAST_LOGPROB) for each in delta.logprobs],
-        "top_logprobs": rivals if most else None,
+        "top_logprobs": _rivals(delta.top, tokenizer) if most else None,
         "text_offset": offsets,
     }
+
+
+def echoed_logprobs(prompt: Sequence[int], scores: Scores, tokenizer: Tokenizer, most: int) -> dict[str, Any]:
+    """The same of a prompt: nothing stands in front of its first token, which has no probability."""
+    stream = tokenizer.stream()
+    *offsets, _ = accumulate((len(stream.step(token)) for token in prompt), initial=0)
+    return {
+        "tokens": [_name(token, tokenizer) for token in prompt],
+        "token_logprobs": [None, *(max(each, LEAST_LOGPROB) for each in scores.logprobs)],
+        "top_logprobs": [None, *_rivals(scores.top, tokenizer)] if most else None,
+        "text_offset": offsets,
+    }
+
+
+def joined_logprobs(echoed: dict[str, Any], drawn: dict[str, Any]) -> dict[str, Any]:
+    """Those of a prompt and of what was drawn behind it."""
+    return {name: values and values + drawn[name] for name, values in echoed.items()}
+
+
+def _rivals(top: Sequence[Sequence[tuple[int, float]]], tokenizer: Tokenizer) -> list[dict[str, float]]:
+    return [{_name(other, tokenizer): max(chance, LEAST_LOGPROB) for other, chance in others} for others in top]
 
 
 def _name(token: int, tokenizer: Tokenizer) -> str:

@@ -204,6 +204,7 @@ class CompletionRequest(Wish):
     """The body of /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: Annotated[int | None, Field(ge=0, le=2**31)] = None  # 0 scores an echoed prompt alone
     echo: bool | None = None
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
 
