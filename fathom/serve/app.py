@@ -43,7 +43,7 @@ def build_app(stages: Stages, source: Path, keys: Sequence[str] = ()) -> FastAPI
 
     app = FastAPI(title="Fathom", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.include_router(completion_routes(stages))
-    app.include_router(grading_routes(verifier_of(source)))
+    app.include_router(grading_routes(verifier_of(source, desk.speaker.uses_template)))
     _add_models(app, stages)
     _add_tokens(app, stages)
     _add_state(app, desk)

@@ -39,9 +39,11 @@ class Verdict(TypedDict):
 class Verifier:
     """Grades by one task, which is built when it is first asked for."""
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: TaskConfig, offered: TaskConfig | None = None) -> None:
         self.config = replace(config, math_verify=False)  # which would ask a child process
+        self.offered = offered  # the problems that the model is offered; None offers none
         self._task: Task | None = None
+        self._drawn: Task | None = None
 
     def grade(self, question: str, content: str) -> Verdict:
         """The verdict on what an assistant said. Raises ValueError where the task's file is gone."""
@@ -58,11 +60,11 @@ class Verifier:
 
     def draw(self, count: int) -> list[str]:
         """Questions of the held-out side, other ones each time; none of a task that is not graded here."""
-        if self.config.kind in FOREIGN:
+        if self.offered is None or self.offered.kind in FOREIGN:
             return []
-        self._task = self._task or build(self.config)
+        self._drawn = self._drawn or build(replace(self.offered, math_verify=False))
         rng = random.Random()
-        return [self._task.sample(rng, held_out=True).question for _ in range(count)]
+        return [self._drawn.sample(rng, held_out=True).question for _ in range(count)]
 
 
 def read_answer(content: str) -> str | None:
@@ -73,12 +75,16 @@ def read_answer(content: str) -> str | None:
     return content or None
 
 
-def verifier_of(source: Path) -> Verifier:
-    """Grades the task of a run; for a model without one, Countdown with all operators."""
+def verifier_of(source: Path, uses_template: bool) -> Verifier:
+    """Grades the task of a run; for a model without one, Countdown with all operators.
+
+    A model that knows Fathom's template is taken to know Countdown's short form, so it is offered problems.
+    """
     for path in (source, *source.resolve().parents[:2]):  # a run, or RUN/STAGE/step_000050
         if (path / "ledger.jsonl").exists():
-            return Verifier(Run(path).config.task)
-    return Verifier(TaskConfig(operators="+-*/"))
+            task = Run(path).config.task
+            return Verifier(task, task)
+    return Verifier(TaskConfig(operators="+-*/"), TaskConfig() if uses_template else None)
 
 
 def grading_routes(verifier: Verifier) -> APIRouter:

@@ -8,6 +8,9 @@ import pytest
 from fathom.config import TaskConfig
 from fathom.runs import Run
 from fathom.serve.grading import Verifier, verifier_of
+from fathom.tasks import build
+from fathom.tasks.posed import read_question
+from fathom.tasks.task import is_held_out
 
 
 @pytest.mark.parametrize(
@@ -36,9 +39,19 @@ def test_another_question_is_no_problem_of_the_task(shared: Any) -> None:
 
 
 def test_the_task_is_that_of_the_run(run: Run, tmp_path: Path) -> None:
-    assert verifier_of(run.path).config == run.config.task
-    assert verifier_of(run.path / "grpo" / "step_000001").config == run.config.task
-    assert verifier_of(tmp_path).config.operators == "+-*/"
+    assert verifier_of(run.path, True).config == run.config.task
+    assert verifier_of(run.path / "grpo" / "step_000001", True).config == run.config.task
+    assert verifier_of(tmp_path, False).config.operators == "+-*/"
+
+
+def test_problems_are_held_out_ones_of_the_task(run: Run, shared: Any, tmp_path: Path) -> None:
+    offered = shared.http.get("/problems").json()
+    assert offered["task"] == "countdown" and len(offered["questions"]) == 4
+    for question in offered["questions"]:
+        problem = read_question(question, run.config.task, build(run.config.task))
+        assert problem is not None and is_held_out(problem.key, run.config.task.held_out_share)
+    assert len(verifier_of(tmp_path, True).draw(3)) == 3
+    assert verifier_of(tmp_path, False).draw(3) == []  # such a model has never seen the short form
 
 
 def test_nothing_is_run_for_an_answer(tmp_path: Path) -> None:

@@ -49,21 +49,23 @@ async function receive(message, body, signal, changed) {
   }
 }
 
-// Adds up seconds and tokens of thinking and of answer, behind those of an earlier part of the same message.
+// Adds up seconds and tokens of thinking and of answer, behind those of an earlier part of the same message. Tokens come
+// several at once: the time since those before is shared out by how many of them were thought.
 function stopwatch(message) {
-  const before = { ...(message.spent ?? { thinkingSeconds: 0, answerSeconds: 0, thinkingTokens: 0, answerTokens: 0 }) };
-  const began = performance.now();
-  let closed = null; // when the thinking ended
+  const before = message.spent ?? { thinkingSeconds: 0, answerSeconds: 0, thinkingTokens: 0, answerTokens: 0 };
+  const spent = (message.spent = { ...before });
+  let last = performance.now();
   return (usage) => {
-    const now = (performance.now() - began) / 1000;
-    if (message.state === "answering") closed ??= message.thinking ? now : 0;
-    const thought = usage?.completion_tokens_details?.reasoning_tokens ?? 0;
-    message.spent = {
-      thinkingSeconds: before.thinkingSeconds + (closed ?? now),
-      answerSeconds: before.answerSeconds + now - (closed ?? now),
-      thinkingTokens: before.thinkingTokens + (usage ? thought : (message.spent?.thinkingTokens ?? 0)),
-      answerTokens: before.answerTokens + (usage ? usage.completion_tokens - thought : (message.spent?.answerTokens ?? 0)),
-    };
+    if (!usage) return;
+    const now = performance.now();
+    const thought = before.thinkingTokens + (usage.completion_tokens_details?.reasoning_tokens ?? 0);
+    const said = before.answerTokens + usage.completion_tokens - (thought - before.thinkingTokens);
+    const [newThought, newSaid] = [thought - spent.thinkingTokens, said - spent.answerTokens];
+    const share = newThought + newSaid > 0 ? newThought / (newThought + newSaid) : Number(message.state === "thinking");
+    spent.thinkingSeconds += (share * (now - last)) / 1000;
+    spent.answerSeconds += ((1 - share) * (now - last)) / 1000;
+    Object.assign(spent, { thinkingTokens: thought, answerTokens: said });
+    last = now;
   };
 }
 
