@@ -1,10 +1,8 @@
 """A tiny model that has learned a few replies by heart, saved as a run and served on a port of this machine."""
 
-import asyncio
 import shutil
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,22 +202,31 @@ def page(visit: Callable[[str], Any], shared: Served) -> Any:
 
 
 class Brake:
-    """Makes every step of an engine as long as that of a large model."""
+    """Stops the engines of a server after so many steps, as if the model were large, until they are released."""
 
     def __init__(self) -> None:
-        self._held: list[Future[None]] = []
+        self._held: list[Any] = []
+        self._goes = threading.Event()
 
-    def __call__(self, served: Served) -> None:
+    def __call__(self, served: Served, steps: int) -> None:
         for desk in (served.desk, *served.stages._desks.values()):
-            self._held.append(asyncio.run_coroutine_threadsafe(self._hold(desk), served.running._coroutines))
+            self._hold(desk._engine, steps)
 
-    async def _hold(self, desk: Desk) -> None:
-        while True:
-            await desk.loop.call(lambda _: time.sleep(0.02))
+    def _hold(self, engine: Any, steps: int) -> None:
+        left, step = iter(range(steps)), engine.step
+
+        def slowly() -> Any:
+            if next(left, None) is None:
+                self._goes.wait()
+            return step()
+
+        engine.step = slowly
+        self._held.append(engine)
 
     def release(self) -> None:
-        for each in self._held:
-            each.cancel()
+        self._goes.set()
+        while self._held:
+            del self._held.pop().step
 
 
 @pytest.fixture

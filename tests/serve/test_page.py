@@ -48,15 +48,15 @@ def test_thinking_streams_and_stops(page: Any, shared: Any, brake: Any) -> None:
     page.get_by_label("Temperature").fill("1.5")
     page.get_by_label("Most tokens", exact=True).fill("450")
     page.get_by_label("Seed").fill("3")
-    brake(shared)
+    brake(shared, steps=10)
     ask(page, "1")
     page.locator(".thinking.busy").wait_for()
     page.locator(".thinking summary").click()
     page.locator("#stop").click()
     wait_for_answer(page)
+    brake.release()
     assert page.locator(".thinking .text").is_visible()  # what was opened stays open
     assert "stopped" in page.locator("#status").text_content()
-    brake.release()
     deadline = time.monotonic() + 10
     while shared.desk.samples and time.monotonic() < deadline:
         page.wait_for_timeout(20)

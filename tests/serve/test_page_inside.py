@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def test_answer_now_closes_the_thinking(page: Any, shared: Any, brake: Any) -> N
     page.get_by_label("Temperature").fill("1.5")
     page.get_by_label("Most tokens", exact=True).fill("400")
     page.get_by_label("Seed").fill("3")
-    brake(shared)
+    brake(shared, steps=10)
     turn = ask(page, "1")
     page.locator(".thinking.busy").wait_for()
     page.get_by_label("Temperature").fill("0")
@@ -160,9 +161,13 @@ def test_two_stages_stream_side_by_side(compared: Any, staged_server: Any, brake
     page.locator("#rival").select_option(name)
     page.get_by_label("Most tokens", exact=True).evaluate("field => { field.value = 60 }")
     page.locator("#inside").click()
-    brake(staged_server)
+    brake(staged_server, steps=3)
     ask(page)
-    page.locator(".pair .turn.writing").nth(1).wait_for()  # both at once
+    page.locator(".pair .turn.writing").nth(1).wait_for()
+    desks, deadline = [staged_server.desk, staged_server.stages._desks[name]], time.monotonic() + 20
+    while [desk.samples for desk in desks] != [1, 1]:  # both at once
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(20)
     brake.release()
     settle(page)
     left, right = page.locator(".pair .turn").all()
