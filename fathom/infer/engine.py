@@ -46,7 +46,8 @@ class Engine:
     is read faster, has none; 0 asks for none. On a GPU rows draw up to `BURST` tokens between two looks of the host,
     by CUDA graphs unless `graphs` is off. With `invariant` texts there do not depend on their neighbours to the last
     bit, which takes two rows at least. With `int8`, on a CPU, prompts are read in float32 and what follows them with
-    weights rounded to bytes; how far that leads is measured now and logged.
+    weights rounded to bytes; how far that leads is measured now and logged. Requests that stream hand out their tokens
+    at every step, or after `stream_s` seconds those of all steps since: pieces cost the host more than small models do.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Engine:
         graphs: bool = True,
         invariant: bool = False,
         int8: bool = False,
+        stream_s: float = 0.0,
     ) -> None:
         limit = model.config.max_position_embeddings
         if rows < 1:
@@ -88,6 +90,7 @@ class Engine:
         self._queue = Queue(rows)
         self._open: dict[int, int] = {}  # samples of each request in flight that are not finished
         self._next_id = 0
+        self._stream_s, self._streamed = stream_s, 0.0  # and when the rows that stream were last looked at
 
     @property
     def busy(self) -> bool:
@@ -302,7 +305,7 @@ class Engine:
         """Pieces of the rows that finished or stream; finished rows leave."""
         rows = self._runner.rows
         finished = rows.finished()
-        shown = rows.fields().watched.logical_or(finished).nonzero().flatten()
+        shown = (rows.fields().watched >= self._least_watched()).logical_or(finished).nonzero().flatten()
         if not len(shown):
             return []
         pieces = self._take_over(shown)
@@ -310,6 +313,14 @@ class Engine:
         if ended:
             self._runner.drop(torch.zeros_like(finished).index_fill_(0, torch.tensor(ended, device=shown.device), True))
         return [piece for _, piece in pieces]
+
+    def _least_watched(self) -> int:
+        """Rows that are watched so much are looked at now."""
+        now = monotonic()
+        if now - self._streamed < self._stream_s:
+            return 2
+        self._streamed = now
+        return 1
 
     def _take_over(self, shown: Int[Tensor, " K"]) -> list[tuple[int, Piece]]:
         """Give what rows `shown` drew since the last time to their tenants: rows, and the pieces that are due."""

@@ -26,7 +26,7 @@ class Fields(NamedTuple):
     key: Tensor  # of the row's random numbers
     sample: Tensor
     top_k: Tensor
-    watched: Tensor  # 1 where tokens are looked at as they are drawn
+    watched: Tensor  # 2 where tokens are looked at as they are drawn, 1 where now and then
 
 
 FIELDS = len(Fields._fields)
@@ -149,7 +149,7 @@ class Rows:
             "key": _signed(request.seed),
             "top_k": request.sampling.top_k,
             "sample": 0,
-            "watched": int(admission.streams or bool(request.stop)),
+            "watched": 2 if request.stop else int(admission.streams),
         }
         missing_stops = self._whole.shape[0] - FIELDS - len(request.stop_ids)
         return [*(fields[name] for name in Fields._fields), *request.stop_ids, *[NO_TOKEN] * missing_stops]

@@ -1,7 +1,6 @@
 """Answers of both endpoints, whole or streamed, from the same pieces."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -152,7 +151,6 @@ async def _events(desk: Desk, order: Order, usage: bool, counts: bool) -> AsyncI
     try:
         while not all(sample.finish for sample in order.samples):
             pieces = await desk.news(order.visit, desk.options.keep_alive_s)
-            now = time.monotonic()
             chunks = [
                 event
                 for index, delta in order.sort(pieces).items()
@@ -160,7 +158,7 @@ async def _events(desk: Desk, order: Order, usage: bool, counts: bool) -> AsyncI
             ]
             if chunks or not pieces:
                 yield b"".join(chunks) or KEEP_ALIVE
-            await order.visit.box.pause(now + pause_s - time.monotonic())
+            await order.visit.box.pause(pause_s)
         if usage:
             yield _event(desk, order, [], {"usage": _usage(order)})
     except ApiError as error:

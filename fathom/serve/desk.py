@@ -169,7 +169,7 @@ class Desk:
         if visit.newest is None:  # of an answer that comes whole the engine knows when it began
             first = now - visit.began if piece.finish is None else sum(piece.timing)
             self.metrics.first_token.observe(first)
-        elif visit.newest is not None and tokens:
+        elif tokens:
             self.metrics.inter_token.observe((now - visit.newest) / tokens)
         visit.drawn, visit.newest = visit.drawn + tokens, now
         if piece.finish:

@@ -1,5 +1,7 @@
 """The engine that a server runs: how much of it fits into the machine's memory."""
 
+from functools import partial
+
 import psutil
 
 from fathom.infer.engine import Engine
@@ -14,10 +16,10 @@ CPU_SHARE = 4  # of the memory that is free, one part in so many may be taken by
 def open_engine(model: Transformer, options: ServeOptions) -> Engine:
     """An engine whose rows share a pool of pages, so that what a prompt has in common with earlier ones is not read
     again; on a GPU as many pages as fit."""
+    build = partial(Engine, model, options.rows, options.context, options.drafts, stream_s=0.5 / options.events_per_s)
     if model.embedding.weight.is_cuda:
-        return Engine(model, options.rows, options.context, options.drafts, pages=options.pages)
-    pages = options.pages or _pages(model, options)
-    return Engine(model, options.rows, options.context, options.drafts, pages=pages, page_size=CPU_PAGE)
+        return build(pages=options.pages)
+    return build(pages=options.pages or _pages(model, options), page_size=CPU_PAGE)
 
 
 def _pages(model: Transformer, options: ServeOptions) -> int:

@@ -13,6 +13,7 @@ from fathom.serve.trace import TokenTrace, Tracer
 from fathom.text.special import THINK
 from fathom.text.tokenizer import Tokenizer, TokenStream
 
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decoders make of the first bytes of a character
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
 UNFINISHED_THINKING = "thinking_unfinished"  # stop_reason where max_tokens ended the thinking: no answer began
 
@@ -68,7 +69,8 @@ class Sample:
         self.reader: TokenStream | None = None  # counts the characters of tokens, for their offsets
         self.offset = offset  # characters in front of the next token's, an echoed prompt's included
         self._opened, self._splits, self._lists_stop = opened, splits, lists_stop
-        self._tokenizer, self._text = tokenizer, tokenizer.stream()
+        self._tokenizer = tokenizer
+        self._read_last, self._unread = list[int](), list[int]()
         self._prefix = THINK if inline and opened else ""
         self._text_tokens = 0  # without the stop token
         self._thought: int | None = None  # tokens of the thinking, once it is over
@@ -116,9 +118,17 @@ class Sample:
         return self._thought
 
     def _read(self, tokens: Sequence[int]) -> str:
-        """The text of further tokens, where the engine did not read them in search of stop strings."""
-        text = "".join(map(self._text.step, tokens))
-        return text + self._text.finish() if self.finish else text
+        """The text of further tokens, where the engine did not read them in search of stop strings.
+
+        All at once, as a token at a time takes longer than a small model needs to write it. Bytes of an unfinished
+        character are held back, with what came along with them.
+        """
+        self._unread += tokens
+        text = self._tokenizer.decode(self._read_last + self._unread)[len(self._tokenizer.decode(self._read_last)) :]
+        if not self.finish and (not text or text.endswith(UNFINISHED)):
+            return ""
+        self._read_last, self._unread = self._unread, []  # read once more, they tell how what follows joins on
+        return text
 
     def _sort(self, text: str, ends: bool, delta: Delta) -> None:
         thinking, answer = self.splitter.feed(text, ends)

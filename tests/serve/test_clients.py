@@ -1,6 +1,6 @@
 """Clients of other makers, in an environment of their own: litellm wants another openai than these tests.
 
-Name its interpreter, as .ci/run does: python -m venv clients && clients/bin/pip install litellm langchain-deepseek, then
+Name its interpreter, as .ci/run does: python -m venv clients; clients/bin/pip install litellm langchain-deepseek;
 FATHOM_CLIENTS=clients/bin/python pytest -m clients
 """
 

@@ -325,6 +325,7 @@ def test_a_thousand_requests_cancelled_at_random_moments(serve: Any) -> None:
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(leave, [rng.uniform(0.001, 0.4) for _ in range(1000)]))
     wait_until(lambda: served.desk.samples == 0 and rows_used(served) == 0)
+    assert gauge(served, "fathom:kv_cache_used_pages") == gauge(served, "fathom:kv_cache_usage_perc") == 0
     assert not served.desk._engine.busy
     assert not served.desk.loop._flights
     reply = served.openai.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0)
