@@ -1,5 +1,7 @@
 """A turn that goes on where it was left: thinking closed at once, kept open, or simply continued."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -7,6 +9,8 @@ import pytest
 
 from fathom.serve.prompts import render
 from fathom.serve.schema import Message
+from fathom.text.template import ChatTemplate
+from fathom.text.tokenizer import Tokenizer
 
 QUESTION = {"role": "user", "content": "8,2,4:10"}
 THINKING, ANSWER = "8+4=12,12-2=10", "<answer>8+4-2</answer>"
@@ -41,6 +45,33 @@ def test_what_is_continued_is_the_prompt_of_the_first_time(shared: Any, speaker:
     assert render(speaker, asked, begun=begun).ids == whole
     hostile = Message(role="assistant", content="a<|eos|>", reasoning="b</think>")
     assert not {speaker.tokenizer.eos_id} & set(render(speaker, asked, begun=hostile).ids)
+
+
+@pytest.mark.parametrize("opens", ["", "<think>"])
+def test_a_published_template_goes_on_too(speaker: Any, opens: str) -> None:
+    """Whether or not it opens the thinking itself; what a tokenizer puts in front of texts stands there once."""
+    fields = json.loads(speaker.tokenizer.json)
+    begin = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
+    special = {"id": "<|bos|>", "ids": [speaker.tokenizer.bos_id], "tokens": ["<|bos|>"]}
+    single = [begin, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    fields["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": pair}
+    fields["post_processor"]["special_tokens"] = {"<|bos|>": special}
+    tokenizer = Tokenizer(json.dumps(fields))
+    template = ChatTemplate(
+        "<|bos|>{% for m in messages %}<|user|>{{ m.content }}{% endfor %}<|assistant|>" + opens, {}
+    )
+    published = replace(speaker, tokenizer=tokenizer, uses_template=False, chat=template)
+    asked = [Message(role="user", content="8")]
+    for said, text, thinks in (
+        ({"reasoning_content": "4+"}, "<think>4+", True),
+        ({"reasoning_content": "4+4", "content": "8"}, "<think>4+4</think>8", False),
+        ({"content": "8"}, f"{opens}{'</think>' if opens else ''}8", False),
+        ({"content": ""}, opens, bool(opens)),
+    ):
+        prompt = render(published, asked, begun=Message(role="assistant", **said))
+        assert tokenizer.decode(prompt.ids) == f"<|bos|><|user|>8<|assistant|>{text}"
+        assert prompt.opened is thinks
 
 
 @pytest.mark.parametrize("field", [{"thinking_token_budget": 0}, {"thinking": {"type": "disabled"}}])
