@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from fathom import __version__
+from fathom import __version__, demo
 from fathom.bench.load_options import LoadOptions
 from fathom.config import Config, SamplingConfig
 from fathom.config.load import load_config, read_toml
@@ -186,6 +186,8 @@ def generate(
 
     Example: fathom generate runs/laptop 8,2,4:10 3,9,5:11 --temperature 0
 
+    Example: fathom generate --demo 8,2,4:10
+
     Example: fathom generate runs/laptop --input questions.jsonl --output answers.jsonl
     """
     if bool(lines) != bool(output) or bool(lines) == bool(prompts):
@@ -208,6 +210,8 @@ def chat(run: RunDir, sampling: Sampling) -> None:
     answer. An empty line or Ctrl-D ends it.
 
     Example: fathom chat runs/laptop
+
+    Example: fathom chat --demo
     """
     from fathom.chain import talk
 
@@ -217,10 +221,13 @@ def chat(run: RunDir, sampling: Sampling) -> None:
 def serve(run: RunDir, options: Serving) -> None:
     """Serve a trained model to OpenAI's clients over HTTP.
 
-    The newest model of a run, or a checkpoint. Thinking comes apart from the answer, streamed or whole. It listens on
-    this machine alone; for any other address give API keys, one a line in --api_key_file, or FATHOM_API_KEY in the
-    environment. SIGTERM and Ctrl-C let what was begun finish. --engine vllm or sglang exports the model, starts that
-    engine on it and stands in front. Needs the extra: pip install 'fathomlm[serve]'.
+    The newest model of a run, or a checkpoint; with --demo in its place the small one that ships with Fathom.
+    Thinking comes apart from the answer, streamed or whole. It listens on this machine alone; for any other address
+    give API keys, one a line in --api_key_file, or FATHOM_API_KEY in the environment. SIGTERM and Ctrl-C let what was
+    begun finish. --engine vllm or sglang exports the model, starts that engine on it and stands in front. Needs the
+    extra: pip install 'fathomlm[serve]'.
+
+    Example: fathom serve --demo
 
     Example: fathom serve runs/laptop --port 8000
 
@@ -425,6 +432,7 @@ def reward(
         raise ValueError(f"{file} can be cheated or stopped; mend check and repeat the command")
 
 
+DEMO_VERBS = ("generate", "chat", "serve")  # that take --demo in the place of RUN
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
@@ -475,6 +483,8 @@ def _call(args: list[str]) -> None:
     if args[:2] == ["bench", "serve"]:  # which has flags of its own
         tyro.cli(bench_serve, prog="fathom bench serve", args=flags[1:], use_underscores=True)
         return
+    if verb in DEMO_VERBS and "--demo" in flags:
+        flags = [str(demo.RUN), *(flag for flag in flags if flag != "--demo")]
     if verb in ("-h", "--help"):
         print(_overview())
     elif verb == "--version":
@@ -514,7 +524,8 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
     wants_help = "-h" in flags or "--help" in flags
     if not wants_help and (not flags or flags[0].startswith("-")):
         first = "PRESET" if verb == "run" else "RUN"
-        raise ValueError(f"give the {first} right after the verb: fathom {verb} {first} [FLAGS]")
+        other = f", or fathom {verb} --demo" if verb in DEMO_VERBS else ""
+        raise ValueError(f"give the {first} right after the verb: fathom {verb} {first} [FLAGS]{other}")
     if verb == "serve":
         return {"options": ServeOptions()}
     if _value_of(flags, "preset"):

@@ -40,6 +40,17 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
         raise ValueError(f"seed={request.seed!r} is no whole number; give one")
 
 
+def check_experts(request: Request, moe_layers: int, invariant: bool) -> None:
+    """Raise ValueError where experts are asked for that nothing here chooses, or could tell."""
+    if request.experts and not moe_layers:
+        raise ValueError("experts=True asks for the choices of MoE layers, and this model has none; leave it out")
+    if request.experts and invariant:
+        raise ValueError(
+            "experts=True is not for an engine with invariant=True, whose kernels do not tell what they choose; "
+            "ask an engine without it"
+        )
+
+
 def check_pages(request: Request, needed: int, pages: int, page_size: int) -> None:
     """Raise ValueError if one completion, alone, needs more pages than there are."""
     if needed > pages:

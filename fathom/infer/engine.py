@@ -1,19 +1,21 @@
 """The engine: requests in, pieces out, one decoding step at a time for as many rows as are active."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fathom.infer.check import check_drafts, check_request
+from fathom.infer.check import check_drafts, check_experts, check_request
 from fathom.infer.int8 import compare_int8
 from fathom.infer.paging import Counters, Paging
-from fathom.infer.request import Piece, Request
+from fathom.infer.request import Piece, Request, Timing
 from fathom.infer.runner import Runner
-from fathom.infer.scheduler import Queue
+from fathom.infer.scheduler import Admission, Queue
+from fathom.infer.scores import Scores, score
 from fathom.infer.speculation import most_drafts
 from fathom.infer.tables import lay_tables
 from fathom.infer.verify import Rule
@@ -44,7 +46,8 @@ class Engine:
     is read faster, has none; 0 asks for none. On a GPU rows draw up to `BURST` tokens between two looks of the host,
     by CUDA graphs unless `graphs` is off. With `invariant` texts there do not depend on their neighbours to the last
     bit, which takes two rows at least. With `int8`, on a CPU, prompts are read in float32 and what follows them with
-    weights rounded to bytes; how far that leads is measured now and logged.
+    weights rounded to bytes; how far that leads is measured now and logged. Requests that stream hand out their tokens
+    at every step, or after `stream_s` seconds those of all steps since: pieces cost the host more than small models do.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Engine:
         graphs: bool = True,
         invariant: bool = False,
         int8: bool = False,
+        stream_s: float = 0.0,
     ) -> None:
         limit = model.config.max_position_embeddings
         if rows < 1:
@@ -75,6 +79,7 @@ class Engine:
                 raise ValueError(f"{name}={value} holds no token; give 1 or more")
         rows = max(rows, 2) if invariant else rows
         self._capacity = limit if capacity is None else capacity
+        self._invariant = invariant
         self._vocab_size = model.config.vocab_size
         tables = lay_tables(model, rows, self._capacity, most_drafts(drafts), pages, page_size, prefix_cache)
         first = capacity or min(FIRST_CAPACITY, limit)
@@ -85,6 +90,7 @@ class Engine:
         self._queue = Queue(rows)
         self._open: dict[int, int] = {}  # samples of each request in flight that are not finished
         self._next_id = 0
+        self._stream_s, self._streamed = stream_s, 0.0  # and when the rows that stream were last looked at
 
     @property
     def busy(self) -> bool:
@@ -97,15 +103,23 @@ class Engine:
         return self._runner.version
 
     @property
+    def verdicts(self) -> tuple[list[int], list[int]]:
+        """Drafts checked so far and drafts kept, both by their place in a step; empty without drafts."""
+        if self._runner.speculation is None:
+            return [], []
+        checked, kept = self._runner.speculation.verdicts.tolist()
+        return checked, kept
+
+    @property
     def acceptance(self) -> float:
         """Share of the drafts so far that were kept, of those that were checked; 0 without drafts."""
-        checked, kept = self._verdicts()
+        checked, kept = self.verdicts
         return sum(kept) / max(sum(checked), 1)
 
     @property
     def acceptance_by_position(self) -> list[float]:
         """The same for the first, second and further drafts of a step; those behind a rejected one are not checked."""
-        return [kept / checked for checked, kept in zip(*self._verdicts(), strict=True) if checked]
+        return [kept / checked for checked, kept in zip(*self.verdicts, strict=True) if checked]
 
     @property
     def row_steps(self) -> int:
@@ -115,12 +129,17 @@ class Engine:
     @property
     def decoded(self) -> int:
         """Tokens drawn so far, but for the first of each completion, which the pass over its prompt gives."""
-        return self._runner.row_steps + sum(self._verdicts()[1])
+        return self._runner.row_steps + sum(self.verdicts[1])
 
     @property
     def tokens_per_step(self) -> float:
         """Tokens that a row gained per decoding step so far; 1 without drafts."""
-        return 1 + sum(self._verdicts()[1]) / max(self._runner.row_steps, 1)
+        return 1 + sum(self.verdicts[1]) / max(self._runner.row_steps, 1)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt and its completion, together, that the engine can hold."""
+        return min(self._capacity, self._paging.longest) if self._paging else self._capacity
 
     @property
     def counters(self) -> Counters:
@@ -134,6 +153,7 @@ class Engine:
         Raises ValueError for a request that this engine cannot serve; see `check_request`.
         """
         check_request(request, self._vocab_size, self._capacity)
+        check_experts(request, self._runner.moe_layers, self._invariant)
         if self._paging:
             self._paging.check(request)
         if not self.busy:
@@ -152,12 +172,20 @@ class Engine:
         pieces: list[Piece] = []
         rows = self._runner.rows
         while admissions := self._queue.take(rows.capacity - rows.count):
-            self._runner.prefill(admissions)
+            self._read(admissions)
             pieces += self._collect()
         if rows.count:
             self._runner.decode()
             pieces += self._collect()
         return pieces
+
+    def _read(self, admissions: Sequence[Admission]) -> None:
+        """Give waiting requests their rows."""
+        first, begun = self._runner.rows.count, monotonic()
+        self._runner.prefill(admissions)
+        waited = [begun - each.since for each in admissions for _ in each.samples]
+        for tenant, seconds in zip(self._runner.rows.tenants[first:], waited, strict=True):
+            tenant.timing = Timing(seconds, monotonic() - begun)
 
     def _step_by_pages(self, paging: Paging) -> list[Piece]:
         """Read a share of the waiting prompts, then draw; an engine that has nothing left to do looks at its pages."""
@@ -171,6 +199,10 @@ class Engine:
         if was_busy and not self.busy:
             paging.check_pages()
         return pieces
+
+    def score(self, text: Sequence[int], likeliest: int = 0) -> Scores:
+        """How likely the tokens of a text are, each behind those before it; rows in flight wait meanwhile."""
+        return score(self._runner.model, text, likeliest)
 
     @torch.inference_mode()
     def cancel(self, request_id: int) -> bool:
@@ -254,13 +286,6 @@ class Engine:
         if self._paging:
             self._paging.clear()
 
-    def _verdicts(self) -> tuple[list[int], list[int]]:
-        """Drafts checked and drafts kept, by position."""
-        if self._runner.speculation is None:
-            return [], []
-        checked, kept = self._runner.speculation.verdicts.tolist()
-        return checked, kept
-
     def _make_room(self, request: Request) -> None:
         cache = self._runner.cache
         if not self._paging and request.places > cache.capacity:
@@ -280,7 +305,7 @@ class Engine:
         """Pieces of the rows that finished or stream; finished rows leave."""
         rows = self._runner.rows
         finished = rows.finished()
-        shown = rows.fields().watched.logical_or(finished).nonzero().flatten()
+        shown = (rows.fields().watched >= self._least_watched()).logical_or(finished).nonzero().flatten()
         if not len(shown):
             return []
         pieces = self._take_over(shown)
@@ -288,6 +313,14 @@ class Engine:
         if ended:
             self._runner.drop(torch.zeros_like(finished).index_fill_(0, torch.tensor(ended, device=shown.device), True))
         return [piece for _, piece in pieces]
+
+    def _least_watched(self) -> int:
+        """Rows that are watched so much are looked at now."""
+        now = monotonic()
+        if now - self._streamed < self._stream_s:
+            return 2
+        self._streamed = now
+        return 1
 
     def _take_over(self, shown: Int[Tensor, " K"]) -> list[tuple[int, Piece]]:
         """Give what rows `shown` drew since the last time to their tenants: rows, and the pieces that are due."""
@@ -297,6 +330,8 @@ class Engine:
         news = [count - tenant.count for count, tenant in zip(rows.counts(shown), tenants, strict=True)]
         tokens, logprobs = rows.newest(shown, max(news))
         traces = self._runner.traces.read(shown, max(news)) if rows.traced else [None] * len(index)
+        for row in index:
+            self._runner.take_experts(row)
         for row, tenant, new, *drawn in zip(index, tenants, news, tokens, logprobs, traces, strict=True):
             if not new:  # a row that streams may have drawn nothing since: others came in
                 continue

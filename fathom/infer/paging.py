@@ -1,12 +1,13 @@
 """Letting requests in by free pages, reading their prompts between decoding steps, and taking pages back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import NamedTuple
 
 import torch
 
 from fathom.infer.check import check_pages
-from fathom.infer.request import Request
+from fathom.infer.request import Request, Timing
 from fathom.infer.runner import Parked, Runner
 from fathom.infer.scheduler import SHORT_PASS, Admission, Queue, group_alike, share_budget
 from fathom.infer.tables import Holding, Tables
@@ -25,6 +26,7 @@ class Reading:
     holding: Holding
     cached: int  # of these that were found
     done: int  # or read
+    begun: float = field(default_factory=monotonic)  # seconds
 
     @property
     def age(self) -> tuple[int, int]:
@@ -61,6 +63,12 @@ class Paging:
     def counters(self) -> Counters:
         pool = self._tables.pool
         return Counters(pool.used, pool.available, self._queries, self._hits, self._preemptions)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that one text can have if all pages are its own; the last is drawn, but not cached."""
+        tables = self._tables
+        return tables.pool.pages * tables.page_size - tables.ahead + 1
 
     def check(self, request: Request) -> None:
         """Raise ValueError for a request of which one completion, alone, has too few pages."""
@@ -163,14 +171,14 @@ class Paging:
 
     def _begin(self, entrant: Admission | Parked, headroom: int) -> Reading | None:
         """Take pages for an entrant's text; None where they would not leave `headroom` to those who came before."""
-        tables = self._tables
+        tables, request = self._tables, _request(entrant)
         if isinstance(entrant, Admission):
-            request, text = entrant.request, list(entrant.request.prompt)
+            text = list(request.prompt)
             size = len(text)
         else:
-            request, text = entrant.row.tenant.request, entrant.text
+            text = entrant.text
             size = len(text) - 1
-        holding = tables.find(text, size, self._runner.version, request.namespace)
+        holding = tables.find(text, size, self._runner.version, request.namespace, request.experts)
         found = len(holding.pages)
         new = tables.pages_of(size) + tables.spare(size, _samples(entrant)) - found
         if new + headroom > tables.pool.available:
@@ -190,12 +198,12 @@ class Paging:
         # one more than is read: an MTP module's entry needs the next token; padding is cached, but never seen
         windows = [each.text[each.done : each.done + width + 1] for each in readings]
         tokens = torch.tensor([[*text, *[0] * (width + 1 - len(text))] for text in windows], device=runner.device)
-        graphs = runner.graphs
-        if graphs and (graphs.invariant or places.numel() <= SHORT_PASS):
+        graphs, routed = runner.graphs, any(_request(each.enters).experts for each in readings)
+        if graphs and not routed and (graphs.invariant or places.numel() <= SHORT_PASS):
             hidden = graphs.read(tokens[:, :-1], places, table)
         else:
             slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
-            hidden = runner.reader(tokens[:, :-1], slots=slots)
+            hidden = runner.states(tokens[:, :-1], slots, routed)
             if runner.speculation:
                 runner.reader.predict_further(0, hidden, tokens[:, 1:], slots=slots)
         for each, start in zip(readings, starts, strict=True):
@@ -214,9 +222,11 @@ class Paging:
             self._tables.enter(self._tables.fork(each.holding, each.size, _samples(each.enters)))
         first = self._runner.rows.count
         self._runner.enter(admissions, torch.stack([state for _, state in ready]))
-        cached = [each.cached for each, _ in ready for _ in range(_samples(each.enters))]
-        for tenant, tokens in zip(self._runner.rows.tenants[first:], cached, strict=True):
-            tenant.cached = tokens
+        readings = [each for each, _ in ready for _ in range(_samples(each.enters))]
+        for tenant, each in zip(self._runner.rows.tenants[first:], readings, strict=True):
+            assert isinstance(each.enters, Admission)
+            tenant.cached = each.cached
+            tenant.timing = Timing(each.begun - each.enters.since, monotonic() - each.begun)
 
     def _resume(self, ready: list[tuple[Reading, torch.Tensor]]) -> None:
         if not ready:
@@ -254,6 +264,10 @@ def _age(entrant: Admission | Parked) -> tuple[int, int]:
     if isinstance(entrant, Admission):
         return entrant.request_id, entrant.samples.start
     return entrant.row.tenant.request_id, entrant.row.tenant.sample
+
+
+def _request(entrant: Admission | Parked) -> Request:
+    return entrant.request if isinstance(entrant, Admission) else entrant.row.tenant.request
 
 
 def _samples(entrant: Admission | Parked) -> int:

@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 
 from fathom.infer.request import Request
 
@@ -19,6 +20,7 @@ class Admission:
     request: Request
     samples: range
     streams: bool  # tokens are handed out as they are drawn
+    since: float = field(default_factory=monotonic)  # seconds: when it was put
 
 
 class Queue:

@@ -16,6 +16,7 @@ from fathom.infer.request import Request
 from fathom.model import Transformer
 from fathom.runs import Run
 from fathom.text.chat import THINK, render_dialogue, render_prompt
+from fathom.text.shield import Shield, hide_message
 from fathom.text.template import ChatTemplate
 from fathom.text.tokenizer import Tokenizer
 
@@ -45,7 +46,8 @@ class Speaker:
             return render_dialogue(self.tokenizer, prompt)
         if self.chat is None:
             raise ValueError(f"{self.name} has no chat template, so messages mean nothing to it; give a prompt")
-        return self.tokenizer.encode_template(self.chat.render(prompt), whole=True)
+        shield = Shield(self.tokenizer)
+        return shield.encode(self.chat.render([hide_message(shield, message) for message in prompt]))
 
     def put(self, question: str) -> list[int]:
         """Ids of a question as the model is best asked: in its template if it has one, else as plain text."""

@@ -79,9 +79,12 @@ class Tables:
         lists = [[*each.pages, *[NOBODY] * (columns - len(each.pages))][:columns] for each in holdings]
         return torch.tensor(lists, dtype=torch.int32, device=self.device)
 
-    def find(self, text: Sequence[int], size: int, version: int, namespace: str) -> Holding:
-        """The published pages with the first `size` tokens of a text, of which at least one is left to read."""
-        found, last, tip = list[int](), None, root(version, namespace)
+    def find(self, text: Sequence[int], size: int, version: int, namespace: str, experts: bool = False) -> Holding:
+        """The published pages with the first `size` tokens of a text, of which at least one is left to read.
+
+        With `experts` those beside which experts are kept.
+        """
+        found, last, tip = list[int](), None, root(version, namespace, experts)
         if self.prefix_cache:
             reach = (size - 1) // self.page_size * self.page_size + self.lookahead
             found, last = self.pool.find(links(text[:reach], self.page_size, self.lookahead, 0, tip))

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from fathom.infer.experts import Routing
 from fathom.infer.mask import Mask
-from fathom.infer.request import Details, Finish, Piece, Request
+from fathom.infer.request import Details, Finish, Piece, Request, Timing
 from fathom.infer.sampler import Law
 from fathom.infer.stopping import Transcript
 
@@ -29,6 +30,7 @@ class Tenant:
     sample: int
     streams: bool  # pieces come with every step
     cached: int = 0  # tokens of its prompt that were found in the cache
+    timing: Timing = field(default_factory=Timing)
     count: int = 0  # tokens taken over from the row
     stopped_by: int | str | None = None
     error: str | None = None
@@ -42,6 +44,7 @@ class Tenant:
         self.law = Law(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
         self.edits, self.traced = request.edits, request.traced
         self.watched = self.streams or bool(request.stop)  # its tokens are looked at as they are drawn
+        self.routing = Routing(len(request.prompt)) if request.experts else None
         self.mask = Mask(request.allow) if callable(request.allow) else None
         self.transcript = request.decode and Transcript(request.decode, request.stop, sampling.min_tokens)
 
@@ -73,6 +76,7 @@ class Tenant:
                 text, finish = "", "error"
         if not self.tokens and not text and finish is None:
             return None
+        prompt_experts, experts = self.routing.take(self.count) if self.routing else (None, None)
         piece = Piece(
             self.request_id,
             self.sample,
@@ -86,6 +90,9 @@ class Tenant:
             details=Details(*self.trace[:4]) if self.request.details else None,
             cached=self.cached,
             error=self.error,
+            experts=experts,
+            prompt_experts=prompt_experts,
+            timing=self.timing,
         )
         self.tokens, self.logprobs, self.trace = [], [], Trace([], [], [], [], [])
         return piece

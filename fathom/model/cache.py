@@ -4,12 +4,13 @@ Two forms with the same duties: rows that lie in one stretch each, which a CPU r
 row has some, which waste no room and can be shared.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int16, Int32
 from torch import Tensor
 
 from fathom.config import ModelConfig
@@ -22,6 +23,8 @@ class LatentCache:
     The width is kv_lora_rank + qk_rope_head_dim for latent attention (V2 Table 1) and keys plus values for
     grouped-query attention. MTP modules count as further layers.
     """
+
+    experts: Int16[Tensor, "rows capacity LK"] | None = None  # of every place, once `note_experts` was called
 
     def __init__(
         self,
@@ -44,11 +47,13 @@ class LatentCache:
 
     def grow(self, capacity: int) -> None:
         """Give every row room for `capacity` entries, keeping those it has."""
-        self.layers = [F.pad(layer, (0, 0, 0, capacity - layer.shape[1])) for layer in self.layers]
+        more = (0, 0, 0, capacity - self.capacity)
+        self.experts = None if self.experts is None else F.pad(self.experts, more)
+        self.layers = [F.pad(layer, more) for layer in self.layers]
 
     def copy_rows(self, source: Int[Tensor, " N"], target: Int[Tensor, " N"], length: int) -> None:
         """Copy the first `length` entries of rows `source` over rows `target`."""
-        for layer in self.layers:
+        for layer in (*self.layers, *_if_any(self.experts)):
             entries = layer[:, :length]
             entries.index_copy_(0, target, entries.index_select(0, source))
 
@@ -97,6 +102,8 @@ class CacheSlots:
 class PagedCache:
     """Pages of cached vectors, (pages, page_size, width) per layer as in `LatentCache`; tables say whose they are."""
 
+    experts: Int16[Tensor, "pages page_size LK"] | None = None
+
     def __init__(
         self,
         config: ModelConfig,
@@ -118,7 +125,7 @@ class PagedCache:
 
     def copy_pages(self, source: Int[Tensor, " N"], target: Int[Tensor, " N"]) -> None:
         """Copy whole pages `source` over pages `target`."""
-        for layer in self.layers:
+        for layer in (*self.layers, *_if_any(self.experts)):
             layer.index_copy_(0, target, layer.index_select(0, source))
 
 
@@ -152,29 +159,61 @@ class PagedSlots:
         return torch.arange(self.length, device=self.positions.device) <= self.positions.unsqueeze(-1)
 
     @cached_property
+    def bias(self) -> Float[Tensor, "B T S"]:
+        """The mask as a summand of scores: -inf where a query does not see a key."""
+        return torch.where(self.mask, 0.0, float("-inf"))
+
+    @cached_property
     def seen(self) -> Int32[Tensor, " B"]:
         """Keys that the first new token of a row sees, itself among them; each further one sees one more."""
         return (self.positions[:, 0] + 1).int()
 
     def extend(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "B S W"]:
         """Write what one layer caches of the new tokens and return a copy of all entries that may be seen."""
-        pages = self._write(layer, vectors)
-        return pages[self.table.long()].flatten(1, 2)[:, : self.length]
+        return self._gather(self._write(layer, vectors))
 
     def attend(
         self, layer: int, latents: Float[Tensor, "B T W"], q: Float[Tensor, "B T H W"], rank: int, scale: float
     ) -> Float[Tensor, "B T H R"]:
         """Cache the latents of the new tokens, and absorbed attention of their queries over all they may see."""
         pages = self._write(layer, latents)
-        return paged_latent_attention(q, pages, self.table, self.seen, rank, scale)
+        if pages.is_cuda:
+            return paged_latent_attention(q, pages, self.table, self.seen, rank, scale)
+        return latent_attention(q, self._gather(pages), rank, scale, self.bias)  # one mask and index for all layers
 
-    def _write(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "P S W"]:
+    def _write(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "P Z W"]:
         pages = self.cache.layers[layer]
         pages.view(-1, pages.shape[-1]).index_copy_(0, self.entries, vectors.flatten(0, 1).to(pages.dtype))
         return pages
 
+    def _gather(self, pages: Float[Tensor, "P Z W"]) -> Float[Tensor, "B S W"]:
+        rows = pages.index_select(0, self._pages).view(len(self.table), -1, pages.shape[-1])  # (B, C*Z, W)
+        return rows.narrow(1, 0, self.length)
+
+    @cached_property
+    def _pages(self) -> Int32[Tensor, " B*C"]:
+        return self.table.flatten()
+
 
 Slots = CacheSlots | PagedSlots
+
+
+def note_experts(slots: Slots, chosen: Sequence[Int[Tensor, "B T K"]]) -> None:
+    """Keep beside the new tokens' entries the experts that each MoE layer chose for them; the first call makes room."""
+    cache, rows = slots.cache, torch.cat([layer.flatten(0, 1) for layer in chosen], dim=1).short()
+    if cache.experts is None:
+        cache.experts = rows.new_zeros(*cache.layers[0].shape[:2], rows.shape[1])
+    cache.experts.view(-1, rows.shape[1]).index_copy_(0, slots.entries, rows)
+
+
+def noted_experts(slots: Slots, layers: int) -> Int16[Tensor, "N L K"]:
+    """What `note_experts` kept of the tokens of `slots`, row by row; `layers` are the MoE layers."""
+    assert slots.cache.experts is not None
+    return slots.cache.experts.flatten(0, 1)[slots.entries].unflatten(1, (layers, -1))
+
+
+def _if_any(table: Tensor | None) -> list[Tensor]:
+    return [] if table is None else [table]
 
 
 def cached_layers(config: ModelConfig) -> int:

@@ -1,7 +1,6 @@
 """Answers of both endpoints, whole or streamed, from the same pieces."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,12 +14,21 @@ from fathom.infer.request import Piece
 from fathom.serve.desk import Desk, Visit
 from fathom.serve.errors import ApiError, to_json
 from fathom.serve.replies import Frame, chat_choice, chat_deltas, text_choice, usage_of
-from fathom.serve.sample import Delta, Sample, legacy_logprobs, token_logprobs
+from fathom.serve.sample import Delta, Sample, joined_logprobs, legacy_logprobs, token_logprobs
+from fathom.serve.trace import trace_event
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that is shown in front of its completion."""
+
+    text: str
+    logprobs: dict[str, Any] | None = None  # of its tokens, in the older shape
 
 
 @dataclass(frozen=True)
@@ -30,16 +38,25 @@ class Order:
     visit: Visit
     samples: list[Sample]  # those of the first prompt, then those of the next
     frame: Frame
-    echoes: tuple[str, ...] = ()  # prompts in front of the texts, one for each choice
+    echoes: tuple["Echo", ...] = ()  # prompts in front of the texts, one for each choice
     logprobs: int | None = None  # likeliest tokens beside every token's log-probability; None shows neither
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompts that the engine found in its cache: for each prompt, when its first sample began."""
+        return sum(sample.piece.cached for sample in self.samples[:: self._each] if sample.piece)
 
     def sort(self, pieces: list[tuple[int, Piece]]) -> dict[int, Delta]:
         """What pieces add to the choices, by their index."""
-        each = len(self.samples) // len(self.visit.flights)
         found: dict[int, list[Piece]] = {}
         for place, piece in pieces:
-            found.setdefault(place * each + piece.sample, []).append(piece)
+            found.setdefault(place * self._each + piece.sample, []).append(piece)
         return {index: self.samples[index].add(news) for index, news in sorted(found.items())}
+
+    @property
+    def _each(self) -> int:
+        """Choices of one prompt."""
+        return len(self.samples) // max(len(self.visit.flights), 1)
 
 
 # ---- whole ----------------------------------------------------------------------------------------------------------
@@ -80,9 +97,11 @@ def _whole(desk: Desk, order: Order, index: int, whole: Delta) -> dict[str, Any]
     sample = order.samples[index]
     if order.frame.kind == "chat":
         return chat_choice(index, sample, whole, order.frame.names, _logprobs(desk, order, index, whole))
-    echo = order.echoes[index] if order.echoes else ""
+    echo = order.echoes[index] if order.echoes else Echo("")
     logprobs = _logprobs(desk, order, index, whole)
-    return text_choice(index, echo + whole.answer, logprobs, sample.finish, sample.stop_reason)
+    if echo.logprobs and logprobs:
+        logprobs = joined_logprobs(echo.logprobs, logprobs)
+    return text_choice(index, echo.text + whole.answer, logprobs, sample.finish, sample.stop_reason)
 
 
 async def unless_left(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
@@ -110,8 +129,8 @@ async def _left(http: HttpRequest) -> None:
 class Stream(StreamingResponse):
     """A stream of events. Its requests end with it, even where the client left before it began."""
 
-    def __init__(self, desk: Desk, http: HttpRequest, order: Order, usage: bool) -> None:
-        super().__init__(_events(desk, order, usage), headers=STREAM_HEADERS, media_type="text/event-stream")
+    def __init__(self, desk: Desk, http: HttpRequest, order: Order, usage: bool, counts: bool = False) -> None:
+        super().__init__(_events(desk, order, usage, counts), headers=STREAM_HEADERS, media_type="text/event-stream")
         self._desk, self._http, self._order = desk, http, order
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,22 +142,24 @@ class Stream(StreamingResponse):
             self._desk.leave(self._order.visit)
 
 
-async def _events(desk: Desk, order: Order, usage: bool) -> AsyncIterator[bytes]:
-    """Server-sent events: chunks of every choice, comments in silence, the usage, `[DONE]`."""
+async def _events(desk: Desk, order: Order, usage: bool, counts: bool) -> AsyncIterator[bytes]:
+    """Server-sent events: chunks of every choice, comments in silence, the usage, `[DONE]`.
+
+    With `counts` every chunk says how many tokens there are so far.
+    """
     pause_s = 1 / desk.options.events_per_s
-    yield b"".join(_event(desk, order, choices) for choices in _openings(order))
+    yield b"".join(_event(desk, order, choices) for choices in [*_openings(order), *_endings(order)])
     try:
         while not all(sample.finish for sample in order.samples):
             pieces = await desk.news(order.visit, desk.options.keep_alive_s)
-            now = time.monotonic()
             chunks = [
-                _event(desk, order, [choice])
+                event
                 for index, delta in order.sort(pieces).items()
-                for choice in _choices(desk, order, index, delta)
+                for event in _news(desk, order, index, delta, counts)
             ]
             if chunks or not pieces:
                 yield b"".join(chunks) or KEEP_ALIVE
-            await order.visit.box.pause(now + pause_s - time.monotonic())
+            await order.visit.box.pause(pause_s)
         if usage:
             yield _event(desk, order, [], {"usage": _usage(order)})
     except ApiError as error:
@@ -146,12 +167,32 @@ async def _events(desk: Desk, order: Order, usage: bool) -> AsyncIterator[bytes]
     yield DONE
 
 
+def _news(desk: Desk, order: Order, index: int, delta: Delta, counts: bool) -> list[bytes]:
+    """The events that say what came for one choice."""
+    more = {"usage": _usage(order)} if counts else None
+    events = [_event(desk, order, [choice], more) for choice in _choices(desk, order, index, delta)]
+    if delta.traces:
+        sample = order.samples[index]
+        trace = trace_event(desk.speaker.model, index, delta.traces, first=len(delta.traces) == len(sample.tokens))
+        events.insert(0, _event(desk, order, [], (more or {}) | {"trace": trace}))
+    return events
+
+
 def _openings(order: Order) -> list[list[dict[str, Any]]]:
     """What every choice begins with: the role, once, or the prompt where it is echoed."""
     if order.frame.kind == "chat":
         role = {"role": "assistant", "content": ""}
         return [[_chat_part(index, role)] for index in range(len(order.samples))]
-    return [[text_choice(index, echo, None, None, None)] for index, echo in enumerate(order.echoes)]
+    return [[text_choice(index, echo.text, echo.logprobs, None, None)] for index, echo in enumerate(order.echoes)]
+
+
+def _endings(order: Order) -> list[list[dict[str, Any]]]:
+    """The ends of choices of which nothing was to be drawn."""
+    return [
+        [text_choice(index, "", None, sample.finish, sample.stop_reason)]
+        for index, sample in enumerate(order.samples)
+        if sample.finish
+    ]
 
 
 def _choices(desk: Desk, order: Order, index: int, delta: Delta) -> list[dict[str, Any]]:
@@ -193,7 +234,7 @@ def _logprobs(desk: Desk, order: Order, index: int, delta: Delta) -> dict[str, A
 
 def _usage(order: Order) -> dict[str, Any]:
     thinks = order.frame.kind == "chat"
-    return usage_of(order.visit.prompt_tokens, order.samples, thinks)
+    return usage_of(order.visit.prompt_tokens, order.cached, order.samples, thinks)
 
 
 def _version(order: Order) -> int:

@@ -21,30 +21,34 @@ from fathom.serve.chat_page import add_page
 from fathom.serve.desk import Desk
 from fathom.serve.errors import ApiError, error_response, json_response
 from fathom.serve.gate import Gate, unknown_header
+from fathom.serve.grading import grading_routes, verifier_of
 from fathom.serve.metrics import CONTENT_TYPE
 from fathom.serve.prompts import render
-from fathom.serve.routes import completion_routes, encode_text, require_model
+from fathom.serve.routes import completion_routes, encode_text
 from fathom.serve.schema import DetokenizeRequest, ReloadRequest, TokenizeRequest
+from fathom.serve.stages import Stages
 
 # a part of an error's place that is a field and no name of a kind, such as `str` or `list[TextPart]`
 FIELD = re.compile(r"(?!(?:str|int|float|bool|constrained|list|literal|dict|function)\b)[a-z_]+")
 
 
-def build_app(desk: Desk, source: Path, keys: Sequence[str] = ()) -> FastAPI:
-    """The server of one model; `source` is where newer weights are looked for."""
+def build_app(stages: Stages, source: Path, keys: Sequence[str] = ()) -> FastAPI:
+    """The server of a model and of the stages before it; `source` is where newer weights are looked for."""
+    desk = stages.desk
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncGenerator[None]:
         desk.loop.start()
         yield
-        await desk.loop.stop()
+        await stages.stop()
 
     app = FastAPI(title="Fathom", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
-    app.include_router(completion_routes(desk))
-    _add_models(app, desk)
-    _add_tokens(app, desk)
+    app.include_router(completion_routes(stages))
+    app.include_router(grading_routes(verifier_of(source, desk.speaker.uses_template)))
+    _add_models(app, stages)
+    _add_tokens(app, stages)
     _add_state(app, desk)
-    _add_reload(app, desk, source)
+    _add_reload(app, stages, source)
     add_page(app)
     add_errors(app)
     app.add_middleware(Gate, keys=keys, body_bytes=desk.options.body_bytes)
@@ -58,32 +62,25 @@ def build_app(desk: Desk, source: Path, keys: Sequence[str] = ()) -> FastAPI:
 # pyright: reportUnusedFunction=false
 
 
-def _add_models(app: FastAPI, desk: Desk) -> None:
-    entry = {
-        "id": desk.name,
-        "object": "model",
-        "created": desk.started,
-        "owned_by": "fathom",
-        "max_model_len": desk.limits.context,
-    }
-
+def _add_models(app: FastAPI, stages: Stages) -> None:
     @app.get("/v1/models")
     async def models() -> Response:
-        """The one model there is."""
-        return json_response({"object": "list", "data": [entry]})
+        """The model that is served, then other stages of its run."""
+        return json_response({"object": "list", "data": stages.entries()})
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> Response:
         """A model by its id, which may have slashes."""
-        require_model(desk, model)
-        return json_response(entry)
+        return json_response(stages.entry(model))
 
 
-def _add_tokens(app: FastAPI, desk: Desk) -> None:
+def _add_tokens(app: FastAPI, stages: Stages) -> None:
+    desk = stages.desk  # the stages of a run have one tokenizer
+
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Response:
         """Ids of a text, or of a dialogue in the model's template."""
-        require_model(desk, body.model)
+        stages.require(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", param="prompt")
         ids = _ids(desk, body)
@@ -93,7 +90,7 @@ def _add_tokens(app: FastAPI, desk: Desk) -> None:
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of ids."""
-        require_model(desk, body.model)
+        stages.require(body.model)
         size = desk.speaker.model.config.vocab_size
         if strangers := [token for token in body.tokens if token >= size]:
             raise ApiError(400, f"tokens holds {strangers[0]}, outside the vocabulary of {size}", param="tokens")
@@ -106,7 +103,11 @@ def _ids(desk: Desk, body: TokenizeRequest) -> list[int]:
         return render(desk.speaker, body.messages, body.chat_template_kwargs).ids
     text = body.prompt or ""
     try:
-        return desk.speaker.tokenizer.encode(text) if body.add_special_tokens is False else encode_text(desk, text)
+        return (
+            desk.speaker.tokenizer.encode(text, whole=True)
+            if body.add_special_tokens is False
+            else encode_text(desk, text)
+        )
     except ValueError as error:
         raise ApiError(400, str(error), param="prompt") from error
 
@@ -144,8 +145,8 @@ def _add_state(app: FastAPI, desk: Desk) -> None:
         return json_response({"version": __version__, "weights": desk.version} | about)
 
 
-def _add_reload(app: FastAPI, desk: Desk, source: Path) -> None:
-    one_at_a_time = asyncio.Lock()
+def _add_reload(app: FastAPI, stages: Stages, source: Path) -> None:
+    desk, one_at_a_time = stages.desk, asyncio.Lock()
 
     @app.post("/admin/reload")
     async def reload(body: ReloadRequest) -> Response:
@@ -154,11 +155,11 @@ def _add_reload(app: FastAPI, desk: Desk, source: Path) -> None:
         if one_at_a_time.locked():
             raise ApiError(409, "weights are being reloaded already; wait for that", code="busy")
         async with one_at_a_time:
-            return json_response(await _reload(desk, source, body), headers=unknown_header(body.unknown))
+            return json_response(await _reload(stages, source, body), headers=unknown_header(body.unknown))
 
 
-async def _reload(desk: Desk, source: Path, body: ReloadRequest) -> dict[str, Any]:
-    old = desk.speaker
+async def _reload(stages: Stages, source: Path, body: ReloadRequest) -> dict[str, Any]:
+    desk, old = stages.desk, stages.desk.speaker
     try:
         new = await asyncio.to_thread(load_speaker, source, old.model.embedding.weight.device)
         if new.tokenizer.hash != old.tokenizer.hash:
@@ -167,6 +168,7 @@ async def _reload(desk: Desk, source: Path, body: ReloadRequest) -> dict[str, An
         desk.version = await desk.ask_engine(lambda engine: engine.swap_weights(weights, in_flight=body.in_flight))
     except (ValueError, OSError) as error:
         raise ApiError(409, str(error), code="reload_failed") from error
+    stages.follow(new)
     return {"version": desk.version, "checkpoint": new.name}
 
 

@@ -31,7 +31,7 @@ def choose_max_tokens(wish: Wish, prompt_tokens: int, limits: Limits) -> int:
     """The tokens a completion may have; ApiError with the counts where the context is too short."""
     field = "messages" if isinstance(wish, ChatRequest) else "prompt"
     room = limits.context - prompt_tokens
-    if room < 1:
+    if room < (wish.max_tokens != 0):
         raise ApiError(
             400,
             f"the prompt has {prompt_tokens} tokens, but the context holds {limits.context} with the completion; "

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from fathom.infer.engine import Engine
 from fathom.infer.request import Piece, Request
+from fathom.infer.scores import Scores
 from fathom.infer.speaker import Speaker
 from fathom.serve.asking import Limits, refusals
 from fathom.serve.errors import ApiError
@@ -16,6 +17,7 @@ from fathom.serve.grammar import Grammars
 from fathom.serve.loop import EngineDied, EngineLoop, Flight, Mailbox
 from fathom.serve.metrics import Metrics
 from fathom.serve.options import ServeOptions
+from fathom.serve.room import open_engine
 
 LONGEST_RETRY_S = 60
 T = TypeVar("T")
@@ -37,16 +39,14 @@ class Visit:
 class Desk:
     """Admits requests to the engine, counts them, and refuses those it cannot serve soon."""
 
-    def __init__(self, speaker: Speaker, options: ServeOptions, name: str) -> None:
+    def __init__(self, speaker: Speaker, options: ServeOptions, name: str, metrics: Metrics | None = None) -> None:
         model = speaker.model
         self.speaker, self.options, self.name = speaker, options, name
-        limit = model.config.max_position_embeddings
-        context = options.context or limit
-        self.limits = Limits(context, options.default_max_tokens, options.choices)
-        self._engine = Engine(model, options.rows, options.context, options.drafts)
+        self._engine = open_engine(model, options)
+        self.limits = Limits(self._engine.longest, options.default_max_tokens, options.choices)
         self.loop = EngineLoop(self._engine)
         self.grammars = Grammars(speaker)
-        self.metrics = Metrics(name)
+        self.metrics = metrics or Metrics(name)
         self.version = 0  # of the weights
         self.started = int(time.time())
         self.draining = False
@@ -61,12 +61,15 @@ class Desk:
         """Samples that no row has room for."""
         return max(0, self.samples - self.options.rows)
 
-    async def admit(self, requests: Sequence[Request], stream: bool) -> Visit:
-        """Give a client's requests to the engine, or raise the ApiError that says why not, or when to come again."""
+    async def admit(self, requests: Sequence[Request], stream: bool, scored: int = 0) -> Visit:
+        """Give a client's requests to the engine, or raise the ApiError that says why not, or when to come again.
+
+        `scored` are tokens of prompts that nothing is to follow.
+        """
         self.require_open()
         samples = sum(request.n for request in requests)
         self._require_room(samples)
-        prompts = sum(len(request.prompt) for request in requests)
+        prompts = scored + sum(len(request.prompt) for request in requests)
         visit = Visit(Mailbox(samples), samples, prompts, time.monotonic())
         self.samples += samples
         self._visits.add(visit)
@@ -81,6 +84,16 @@ class Desk:
             raise
         self.metrics.prompt_tokens.inc(prompts)
         return visit
+
+    async def score(self, prompts: Sequence[Sequence[int]], likeliest: int) -> list[Scores]:
+        """How likely each prompt's tokens are; one prompt is read between two steps, so that nobody waits for all."""
+        self.require_open()
+        self._require_room(len(prompts))
+        self.samples += len(prompts)
+        try:
+            return [await self.ask_engine(lambda engine, ids=ids: engine.score(ids, likeliest)) for ids in prompts]
+        finally:
+            self.samples -= len(prompts)
 
     def require_open(self) -> None:
         """Raise ApiError unless requests are served."""
@@ -112,6 +125,7 @@ class Desk:
         self.samples -= visit.samples
         if visit.box.unfinished:
             self.metrics.cancelled.inc()
+            self.metrics.finished("abort", visit.box.unfinished)
             for flight in visit.flights:
                 self.loop.cancel(flight)
         elif visit.drawn:
@@ -152,13 +166,15 @@ class Desk:
     def _count(self, visit: Visit, piece: Piece, now: float) -> None:
         tokens = len(piece.tokens)
         self.metrics.generation_tokens.inc(tokens)
-        if visit.newest is None and piece.finish is None:
-            self.metrics.first_token.observe(now - visit.began)
-        elif visit.newest is not None and tokens:
+        if visit.newest is None:  # of an answer that comes whole the engine knows when it began
+            first = now - visit.began if piece.finish is None else sum(piece.timing)
+            self.metrics.first_token.observe(first)
+        elif tokens:
             self.metrics.inter_token.observe((now - visit.newest) / tokens)
         visit.drawn, visit.newest = visit.drawn + tokens, now
         if piece.finish:
             self.metrics.finished(piece.finish)
+            self.metrics.timed(piece.timing, now - visit.began)
 
     def _watch(self) -> None:
         watch, engine = self.metrics.watch, self._engine
@@ -167,6 +183,7 @@ class Desk:
         watch("weights_version", "Of the weights being served", lambda: self.version)
         watch("spec_decode_draft_acceptance_rate", "Share of the drafts kept", lambda: engine.acceptance)
         watch("spec_decode_tokens_per_step", "Tokens a row gains a step", lambda: engine.tokens_per_step)
+        self.metrics.count(engine)
 
 
 def engine_dead(reason: object) -> ApiError:

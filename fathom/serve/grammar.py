@@ -4,7 +4,8 @@ Thinking stays free: the grammar begins behind `</think>`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,7 @@ from fathom.serve.schema import ResponseFormat
 from fathom.text.special import THINK
 
 CACHE_BYTES = 64 << 20  # of compiled grammars
+NO_TEXT = ("<0xFF>", "\u00ff")  # the byte 255, which UTF-8 does not have, as vocabularies of both kinds spell it
 
 
 class Grammars:
@@ -31,23 +33,16 @@ class Grammars:
         """The compiled grammar of a form; takes up to seconds. Raises ApiError for a schema that is none."""
         if form.type == "json_schema" and (form.json_schema is None or form.json_schema.schema_ is None):
             raise ApiError(400, "response_format.json_schema.schema is missing; give the schema", "response_format")
-        try:
+        with _refusals(f"response_format.type={form.type!r}", "response_format.json_schema"):
             if form.json_schema is None or form.type == "json_object":
                 return self._compiler.compile_builtin_json_grammar()
             schema = json.dumps(form.json_schema.schema_)
             return self._compiler.compile_json_schema(schema, any_whitespace=False, strict_mode=True)
-        except ImportError as error:
-            raise ApiError(
-                400,
-                f"response_format.type={form.type!r} needs the package {error.name} on the server: "
-                "pip install 'fathomlm[grammar]'",
-                param="response_format",
-            ) from error
-        except (RuntimeError, ValueError, RecursionError) as error:
-            reason = str(error).strip().splitlines()[-1][:300]
-            raise ApiError(
-                400, f"response_format.json_schema is not understood: {reason}", "response_format"
-            ) from error
+
+    def compile_tag(self, tag: Mapping[str, Any], field: str) -> Any:
+        """The compiled grammar of a structural tag, which `field` of a request asks for."""
+        with _refusals(field, "tools.function.parameters"):
+            return self._compiler.compile_structural_tag(json.dumps(tag))
 
     def hold(self, compiled: Any, opened: bool, thinks: bool | None) -> "Held":
         """What keeps one request's completions inside a grammar; `opened` and `thinks` are of its prompt."""
@@ -118,16 +113,37 @@ class Held:
             self._taken.append(token)
 
 
+@contextmanager
+def _refusals(wanted: str, given: str) -> Generator[None]:
+    """ApiErrors in place of what the compiler raises: for what is `wanted`, or for the schema that was `given`."""
+    try:
+        yield
+    except ImportError as error:
+        raise ApiError(
+            400,
+            f"{wanted} needs the package {error.name} on the server: pip install 'fathomlm[grammar]'",
+            param=wanted.partition(".")[0],
+        ) from error
+    except (RuntimeError, ValueError, RecursionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+        raise ApiError(400, f"{given} is not understood: {reason}", given.partition(".")[0]) from error
+
+
 def vocabulary(tokenizer: dict[str, Any], size: int) -> tuple[list[str], bool]:
-    """Text of every id as a tokenizer.json has it, and whether that stands for bytes; special ids have none."""
+    """Text of every id as a tokenizer.json has it, and whether that stands for bytes.
+
+    Special tokens stand for a byte that no text has: where a grammar wants text they are ruled out, and yet it can name
+    them by their ids.
+    """
+    is_bytes = "ByteLevel" in json.dumps(tokenizer.get("decoder"))
     pieces = [""] * size
     for piece, number in tokenizer["model"]["vocab"].items():
         if number < size:
             pieces[number] = piece
     for added in tokenizer.get("added_tokens", []):
         if added["id"] < size:
-            pieces[added["id"]] = "" if added["special"] else added["content"]
-    return pieces, "ByteLevel" in json.dumps(tokenizer.get("decoder"))
+            pieces[added["id"]] = NO_TEXT[is_bytes] if added["special"] else added["content"]
+    return pieces, is_bytes
 
 
 def _unpack(bits: Tensor, size: int) -> Bool[Tensor, " V"]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Mailbox:
         self._pieces: deque[tuple[int, Piece]] = deque()
         self._failure: Exception | None = None
         self._coroutines = asyncio.get_running_loop()
-        self._news, self._end = asyncio.Event(), asyncio.Event()
+        self._sleeper: asyncio.Future[None] | None = None
         self._waits = False  # set before the deque is looked at, which is looked at before it is slept on
 
     async def news(self, timeout_s: float | None = None) -> list[tuple[int, Piece]]:
@@ -41,39 +42,55 @@ class Mailbox:
 
         Raises what ended the requests from outside: the engine's death, or a server that stops.
         """
-        self._news.clear()
+        end = math.inf if timeout_s is None else self._coroutines.time() + timeout_s
         self._waits = True
-        if not self._pieces and not self._failure:
-            await _wait(self._news, timeout_s)
+        while not self._pieces and not self._failure and self._coroutines.time() < end:
+            await self._sleep(end)
+            self._waits = True
         self._waits = False
         if self._failure:
             raise self._failure
         return [self._pieces.popleft() for _ in range(len(self._pieces))]
 
-    async def pause(self, seconds: float) -> None:
-        """Let more tokens gather, unless there will be none."""
-        if seconds > 0:
-            await _wait(self._end, seconds)
+    async def pause(self, period_s: float) -> None:
+        """Let more tokens gather until the next whole multiple of `period_s`, unless there will be none.
+
+        All clients wake together: a loop that is woken for each of them takes the interpreter from the engine as often.
+        """
+        end = (self._coroutines.time() // period_s + 1) * period_s
+        while self.unfinished and not self._failure and self._coroutines.time() < end:
+            await self._sleep(end)
 
     def put(self, place: int, piece: Piece) -> None:
         """Take a piece of the request at `place`; on the engine's thread."""
         self._pieces.append((place, piece))
         self.unfinished -= piece.finish is not None
-        if not self.unfinished:
-            self._tell(self._end.set)
-        if self._waits:
+        if self._waits or not self.unfinished:
             self._waits = False
-            self._tell(self._news.set)
+            self._tell()
 
     def fail(self, error: Exception) -> None:
         """End with an error; on the engine's thread."""
         self._failure = error
-        self._tell(self._end.set)
-        self._tell(self._news.set)
+        self._tell()
 
-    def _tell(self, news: Callable[[], object]) -> None:
+    def _tell(self) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody is left to be told
-            self._coroutines.call_soon_threadsafe(news)
+            self._coroutines.call_soon_threadsafe(self._wake)
+
+    async def _sleep(self, end: float) -> None:
+        """Until somebody wakes it, or the loop's clock shows `end`: a future and a timer, as wait_for makes a task."""
+        self._sleeper = self._coroutines.create_future()
+        timer = self._coroutines.call_at(end, self._wake) if end < math.inf else None
+        try:
+            await self._sleeper
+        finally:
+            if timer:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._sleeper and not self._sleeper.done():
+            self._sleeper.set_result(None)
 
 
 @dataclass(eq=False)
@@ -208,9 +225,3 @@ def _settle(future: Future[object], job: Callable[[], object]) -> None:
         future.set_result(job())
     except Exception as error:  # the caller's to judge
         future.set_exception(error)
-
-
-async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
-    """Until the event, or so long."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)

@@ -25,8 +25,10 @@ class ServeOptions:
     rows: int = 16  # completions written together
     context: int | None = None  # most tokens of a prompt and its completion (the model's own limit)
     default_max_tokens: int = 4096  # of a request that names none; never more than its context has left
+    pages: int | None = None  # of the cache, of 16 tokens on a CPU and 64 on a GPU (what the rows fill, if that fits)
     drafts: bool = False  # the MTP module drafts ahead; texts are the same
     queue: int = 128  # completions that may wait behind those being written; more get 429
+    stages: int = 2  # other stages of the run that are loaded at once when asked for, as NAME@sft; 0 offers none
     choices: int = 16  # most completions of one request (n)
     body_bytes: int = 4 << 20  # most bytes of a request
     reasoning: Literal["both", "reasoning_content", "reasoning", "inline"] = "both"  # fields that carry thinking
@@ -56,8 +58,12 @@ class ServeOptions:
             raise ValueError("engine_command and engine_args are for --engine vllm or sglang; leave them out")
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"port={self.port} is no port; give one from 0 to 65535")
+        if self.pages is not None and self.pages < 1:
+            raise ValueError(f"pages={self.pages} holds no text; give 1 or more, or leave it out")
         if self.queue < 0 or self.drain_s < 0:
             raise ValueError(f"queue={self.queue} and drain_s={self.drain_s} must not be negative; 0 is none")
+        if self.stages < 0:
+            raise ValueError(f"stages={self.stages} is negative; give how many to hold loaded, 0 for none")
         if self.context is not None and self.context < 2:
             raise ValueError(f"context={self.context} holds no prompt and completion; give 2 or more")
 

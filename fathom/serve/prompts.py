@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fathom.infer.request import Forced
+import torch
+
+from fathom.infer.request import Allow, Forced
 from fathom.infer.speaker import Speaker
 from fathom.serve.errors import ApiError
 from fathom.serve.schema import ChatRequest, Message, Tool
-from fathom.text.chat import render_dialogue
+from fathom.text.chat import render_begun, render_dialogue
+from fathom.text.shield import Shield, hide_message
 from fathom.text.special import THINK, THINK_END
 
 # Of max_tokens, what may be thought before the thinking is closed; the rest is for the answer.
@@ -30,16 +33,21 @@ def render(
     variables: dict[str, Any] | None = None,
     thinks: bool | None = None,
     tools: Sequence[Tool] = (),
+    begun: Message | None = None,
 ) -> Prompt:
-    """The prompt that asks for the assistant's next turn; `thinks` False closes the thinking before it begins.
+    """The prompt that asks for the assistant's next turn, or for the rest of one that is `begun`.
 
-    Raises ApiError where the model's template cannot put the messages.
+    `thinks` False closes the thinking: before it begins, or where it was left. Raises ApiError where the model's
+    template cannot put the messages.
     """
     try:
         ids = _ids(speaker, messages, dict(variables or {}), thinks, tools)
+        opened = speaker.opens_thinking(ids)
+        if begun:
+            said, opened = _begun(speaker, begun, opened)
+            ids += said
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from error
-    opened = speaker.opens_thinking(ids)
     if opened and thinks is False:
         return Prompt([*ids, *close_ids(speaker)], False)
     return Prompt(ids, opened)
@@ -60,8 +68,32 @@ def _ids(
         variables |= dict.fromkeys(SWITCHES, thinks)
     if tools:
         variables["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
-    text = speaker.chat.render([_fields(message) for message in messages], **variables)
-    return speaker.tokenizer.encode_template(text, whole=True)
+    shield = Shield(speaker.tokenizer)
+    turns = [hide_message(shield, _fields(message)) for message in messages]
+    return shield.encode(speaker.chat.render(turns, **shield.hide(variables)))
+
+
+def _begun(speaker: Speaker, message: Message, opened: bool) -> tuple[list[int], bool]:
+    """Ids of what the assistant said of its turn so far, and whether they end inside the thinking."""
+    if message.tool_calls:
+        raise ValueError("tool_calls cannot be continued; leave them out of the last message")
+    thinking, answer = message.thinking, message.text
+    if not thinking and answer.lstrip().startswith(THINK):  # inline
+        thinking, closed, answer = answer.lstrip().removeprefix(THINK).partition(THINK_END)
+        answer = closed + answer
+    ids: list[int] = []
+    if thinking and not opened:
+        ids += speaker.tokenizer.encode_template(THINK, whole=True)
+    opened = opened or bool(thinking)
+    ids += speaker.tokenizer.encode(thinking, whole=True)
+    if not answer:
+        return ids, opened
+    if opened:
+        ids += close_ids(speaker)
+    answer = answer.removeprefix(THINK_END)
+    if speaker.uses_template:
+        return [*ids, *render_begun(speaker.tokenizer, answer)], False
+    return [*ids, *speaker.tokenizer.encode(answer, whole=True)], False
 
 
 def _turn(message: Message) -> dict[str, str]:
@@ -116,6 +148,32 @@ def close_thinking(body: ChatRequest, prompt: Prompt, speaker: Speaker, max_toke
     close = close_ids(speaker)
     since = None if prompt.opened else speaker.tokenizer.id_of(THINK)
     return Forced(tokens=tuple(close), after=limit, since=since, unless=close[0])
+
+
+def hold_thinking(body: ChatRequest, prompt: Prompt, speaker: Speaker) -> Allow | None:
+    """Keeps the thinking from ending before `min_thinking_tokens`; None where nothing asks for that.
+
+    Raises ApiError where there is no thinking to keep open.
+    """
+    least, budget = body.min_thinking_tokens, body.thinking_token_budget
+    if not least:
+        return None
+    field = "min_thinking_tokens"
+    if not knows_thinking(speaker):
+        raise ApiError(400, f"{field}={least}, but {speaker.name} has no {THINK_END} token", param=field)
+    if wants_thinking(body) is False or (body.continue_final_message and not prompt.opened):
+        raise ApiError(400, f"{field}={least} asks for thinking, which this request has closed", param=field)
+    if budget is not None and least > budget:
+        raise ApiError(400, f"{field}={least} exceeds thinking_token_budget={budget}; lower it", param=field)
+    mask = torch.ones(speaker.model.config.vocab_size, dtype=torch.bool)
+    mask[[speaker.tokenizer.id_of(THINK_END), *speaker.stop_ids]] = False
+    opening = speaker.tokenizer.id_of(THINK)
+
+    def allow(drawn: Sequence[int]) -> torch.Tensor | None:
+        start = 0 if prompt.opened else drawn.index(opening) + 1 if opening in drawn[:least] else None
+        return None if start is None or len(drawn) - start >= least else mask
+
+    return allow
 
 
 def knows_thinking(speaker: Speaker) -> bool:

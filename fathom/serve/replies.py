@@ -105,16 +105,16 @@ def text_choice(
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish, "stop_reason": reason}
 
 
-def usage_of(prompt_tokens: int, samples: Sequence[Sample], thinks: bool) -> dict[str, Any]:
-    """Tokens of the request. No prefix is cached across requests, so `cached_tokens` is 0."""
+def usage_of(prompt_tokens: int, cached: int, samples: Sequence[Sample], thinks: bool) -> dict[str, Any]:
+    """Tokens of the request; `cached` ones of its prompts were found, not read (the last two fields are DeepSeek's)."""
     drawn = sum(len(sample.tokens) for sample in samples)
     usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": drawn,
         "total_tokens": prompt_tokens + drawn,
-        "prompt_tokens_details": {"cached_tokens": 0},
-        "prompt_cache_hit_tokens": 0,
-        "prompt_cache_miss_tokens": prompt_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_cache_hit_tokens": cached,
+        "prompt_cache_miss_tokens": prompt_tokens - cached,
     }
     if thinks:
         thought = sum(sample.thought() for sample in samples)

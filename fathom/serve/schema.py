@@ -114,6 +114,7 @@ class StreamOptions(Body):
     """What a stream ends with."""
 
     include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False  # the tokens so far in every chunk
 
 
 class Thinking(Body):
@@ -155,6 +156,11 @@ class Wish(Body):
         """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def usage_in_chunks(self) -> bool:
+        """Whether every chunk counts the tokens so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_known(cls, fields: Any) -> Any:
@@ -185,15 +191,20 @@ class ChatRequest(Wish):
     reasoning_effort: Effort | None = None
     thinking: Thinking | None = None
     thinking_token_budget: Annotated[int | None, Field(ge=0, le=2**31)] = None
+    min_thinking_tokens: Annotated[int | None, Field(ge=0, le=2**31)] = None  # the thinking does not end before
+    continue_final_message: bool | None = None  # the last message is the assistant's, and goes on
+    add_generation_prompt: bool | None = None  # the opposite; needs not be given
     chat_template_kwargs: dict[str, Any] | None = None
     include_reasoning: bool | None = None
     separate_reasoning: bool | None = None
+    trace: bool | None = None  # a stream says how each token came about
 
 
 class CompletionRequest(Wish):
     """The body of /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: Annotated[int | None, Field(ge=0, le=2**31)] = None  # 0 scores an echoed prompt alone
     echo: bool | None = None
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
 
@@ -221,6 +232,13 @@ class ReloadRequest(Body):
     in_flight: Literal["refuse", "recompute", "continue"] = "recompute"
 
 
+class GradeRequest(Body):
+    """A question and what an assistant said to it."""
+
+    question: str
+    answer: str  # the content of its message, or the answer alone
+
+
 # Known elsewhere, not honoured here: each with the values that ask for nothing. A request with another is refused.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
@@ -245,7 +263,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "guided_grammar": (None,),
     "structured_outputs": (None,),
     "logits_processors": (None, []),
-    "continue_final_message": (None, False),
     "chat_template": (None,),
     "documents": (None, []),
 }

@@ -18,6 +18,7 @@ from fathom.parallel.world import choose_device
 from fathom.serve.app import build_app
 from fathom.serve.desk import Desk
 from fathom.serve.options import ServeOptions, read_keys
+from fathom.serve.stages import Stages
 
 log = logging.getLogger("fathom.serve")
 PATIENCE_S = 5  # that connections have to take the last bytes
@@ -32,7 +33,8 @@ def serve(source: Path, options: ServeOptions) -> None:
     keys = read_keys(options)
     with listen(options.host, options.port) as sock:
         desk = Desk(load_speaker(source, choose_device(options.device)), options, options.name or name_of(source))
-        running = Running(build_app(desk, source, keys), desk, sock)
+        stages = Stages(desk, source)
+        running = Running(build_app(stages, source, keys), stages, sock)
         with signals() as asked_to_end:
             running.start()
             log.info("serving %s at %s", desk.name, running.url)

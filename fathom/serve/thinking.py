@@ -18,6 +18,11 @@ class Splitter:
         self._undecided = not opened
         self._held = ""
 
+    @property
+    def decided(self) -> bool:
+        """Whether the text has shown if it begins with thinking."""
+        return not self._undecided
+
     def feed(self, text: str, ends: bool = False) -> tuple[str, str]:
         """What `text` adds to the thinking and to the answer; with `ends` nothing is held back any longer."""
         held, self._held = self._held + text, ""

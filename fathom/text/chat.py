@@ -41,6 +41,7 @@ __all__ = [
     "USER",
     "Reply",
     "parse_reply",
+    "render_begun",
     "render_dialogue",
     "render_prompt",
     "render_reply",
@@ -101,6 +102,14 @@ def _said(tokenizer: Tokenizer, content: str) -> list[int]:
         return tokenizer.encode(content)
     close, opening, end = (tokenizer.id_of(tag) for tag in (THINK_END, ANSWER, ANSWER_END))
     return [*tokenizer.encode(reply.thinking), close, opening, *tokenizer.encode(reply.answer), end]
+
+
+def render_begun(tokenizer: Tokenizer, answer: str) -> list[int]:
+    """Ids of the beginning of an answer that is to go on; its two tags count, other special tokens stay text."""
+    ids: list[int] = []
+    for part in re.split(f"({ANSWER}|{ANSWER_END})", answer):
+        ids += [tokenizer.id_of(part)] if part in (ANSWER, ANSWER_END) else tokenizer.encode(part)
+    return ids
 
 
 def parse_reply(text: str) -> Reply:

@@ -7,9 +7,11 @@ is cut from the left in threes, and each piece is a vocabulary entry of its own.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
@@ -21,6 +23,8 @@ from fathom.text.special import BOS, EOS, PAD, SPECIAL_TOKENS
 INTEGERS = 1000  # 0 to 999 are single tokens
 ALPHABET = tuple(sorted(pre_tokenizers.ByteLevel.alphabet()))  # one printable stand-in per byte
 MINIMUM_VOCABULARY = len(SPECIAL_TOKENS) + len(ALPHABET) + INTEGERS - 10  # the ten digits are bytes already
+
+CONTROL = re.compile(r"<\S+>|\[[A-Z_/]+\]")  # the look of a token that stands for a role, a tag or an end
 
 _PIECES = "|".join(
     (
@@ -47,7 +51,7 @@ class Tokenizer:
     def __init__(self, serialized: str) -> None:
         """Take the JSON text of a `tokenizer.json`."""
         self._template = BytePairEncoder.from_str(serialized)
-        self._plain = BytePairEncoder.from_str(serialized)
+        self._plain = BytePairEncoder.from_str(_all_special(serialized))
         self._plain.encode_special_tokens = True
 
     @classmethod
@@ -87,13 +91,19 @@ class Tokenizer:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`; a special token spelled out in it stays plain text."""
-        return _encode(self._plain, [text])[0]
+    def encode(self, text: str, whole: bool = False) -> list[int]:
+        """Ids of `text`; a special token spelled out in it stays plain text. `whole` as in `encode_template`."""
+        return _encode(self._plain, [text], add_special_tokens=not whole)[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts at once, on all cores."""
         return _encode(self._plain, texts)
+
+    @cached_property
+    def controls(self) -> frozenset[str]:
+        """What a text must not spell by chance where it is read as a template: `encode` never yields one of these."""
+        added = json.loads(self.json).get("added_tokens") or []
+        return frozenset(each["content"] for each in added if _controls(each))
 
     def encode_template(self, text: str, whole: bool = False) -> list[int]:
         """Ids of `text`, in which special tokens are meant as such. Never give it a user's words.
@@ -170,6 +180,25 @@ class TokenStream:
         """What is held back when no more ids come."""
         held, self._held = self._held, []
         return self._encoder.decode(held, skip_special_tokens=self._skip_special)
+
+
+def _controls(added: dict[str, Any]) -> bool:
+    """Whether an added token steers a model: published tokenizers call `<think>` and its like no special ones."""
+    return added["special"] or CONTROL.fullmatch(added["content"]) is not None
+
+
+def _all_special(serialized: str) -> str:
+    """A tokenizer in which all tokens that steer a model count as special, so that plain text can be kept from them."""
+    try:
+        fields = json.loads(serialized)
+    except ValueError:  # which the parser says better
+        return serialized
+    added = fields.get("added_tokens") or []
+    if all(each["special"] for each in added if _controls(each)):
+        return serialized
+    for each in added:
+        each["special"] = _controls(each)
+    return json.dumps(fields)
 
 
 def _encode(encoder: BytePairEncoder, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:

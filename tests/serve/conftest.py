@@ -1,9 +1,12 @@
 """A tiny model that has learned a few replies by heart, saved as a run and served on a port of this machine."""
 
+import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -21,6 +24,7 @@ from fathom.serve.app import build_app
 from fathom.serve.desk import Desk
 from fathom.serve.options import ServeOptions
 from fathom.serve.server import Running, listen
+from fathom.serve.stages import Stages
 from fathom.text.chat import render_prompt, render_reply
 from fathom.text.packing import Batch
 from fathom.text.tokenizer import MINIMUM_VOCABULARY, Tokenizer
@@ -88,6 +92,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
+def staged(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run with two stages before the last, which know nothing."""
+    path = tmp_path_factory.mktemp("staged") / "run"
+    shutil.copytree(run.path, path)
+    for number, stage in enumerate(("pretrain", "sft")):
+        model = untrained()
+        model.initialise(torch.Generator().manual_seed(number))
+        save_checkpoint(path / stage, 1, model, {"step": torch.zeros(1)}, {"stage": stage}, keep=1)
+    return Run(path)
+
+
+@pytest.fixture(scope="session")
 def speaker(run: Run) -> Speaker:
     return load_speaker(run.path, torch.device("cpu"))
 
@@ -97,8 +113,9 @@ class Served:
 
     def __init__(self, speaker: Speaker, source: Path, options: ServeOptions, keys: tuple[str, ...] = ()) -> None:
         self.desk = Desk(speaker, options, "tiny/model")
-        self.app = build_app(self.desk, source, keys)
-        self.running = Running(self.app, self.desk, listen("127.0.0.1", 0))
+        self.stages = Stages(self.desk, source)
+        self.app = build_app(self.stages, source, keys)
+        self.running = Running(self.app, self.stages, listen("127.0.0.1", 0))
         self.running.start()
         self.url = self.running.url
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key=keys[0] if keys else "none", max_retries=0, timeout=60)
@@ -139,3 +156,81 @@ def serve(run: Run) -> Iterator[Callable[..., Served]]:
     yield start
     for served in begun:
         served.close()
+
+
+# ---- a browser ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium."""
+    playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium")
+    with playwright.sync_playwright() as machinery:
+        started = machinery.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
+    """Opens pages; at the end nothing may have gone wrong in their consoles."""
+    contexts, wrong = list[Any](), list[str]()
+
+    def open_page(url: str) -> Any:
+        contexts.append(browser.new_context(color_scheme="light", viewport={"width": 1100, "height": 800}))
+        opened = contexts[-1].new_page()
+        opened.set_default_timeout(20_000)
+        opened.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+        opened.on("pageerror", lambda error: wrong.append(str(error)))
+        opened.on("requestfailed", lambda request: "aborted" in request.failure.lower() or wrong.append(request.url))
+        opened.goto(url)
+        opened.get_by_label("Temperature").evaluate("field => { field.value = 0 }")
+        return opened
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [each for each in wrong if "status of 400" not in each] == []  # Chromium reports refusals too
+
+
+@pytest.fixture
+def page(visit: Callable[[str], Any], shared: Served) -> Any:
+    """The page of the shared server."""
+    return visit(shared.url)
+
+
+class Brake:
+    """Stops the engines of a server after so many steps, as if the model were large, until they are released."""
+
+    def __init__(self) -> None:
+        self._held: list[Any] = []
+        self._goes = threading.Event()
+
+    def __call__(self, served: Served, steps: int) -> None:
+        for desk in (served.desk, *served.stages._desks.values()):
+            self._hold(desk._engine, steps)
+
+    def _hold(self, engine: Any, steps: int) -> None:
+        left, step = iter(range(steps)), engine.step
+
+        def slowly() -> Any:
+            if next(left, None) is None:
+                self._goes.wait()
+            return step()
+
+        engine.step = slowly
+        self._held.append(engine)
+
+    def release(self) -> None:
+        self._goes.set()
+        while self._held:
+            del self._held.pop().step
+
+
+@pytest.fixture
+def brake() -> Iterator[Brake]:
+    held = Brake()
+    yield held
+    held.release()

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/grade")
 
 
 def fuzz(served: Any, cases: int) -> int:
@@ -72,6 +72,12 @@ FIELDS = [
     "thinking",
     "chat_template_kwargs",
     "thinking_token_budget",
+    "min_thinking_tokens",
+    "continue_final_message",
+    "add_generation_prompt",
+    "trace",
+    "question",
+    "answer",
     "tokens",
 ]
 
@@ -94,7 +100,14 @@ def test_two_thousand_cases_of_the_schema(shared: Any) -> None:
     derandomize=True,
 )
 def test_a_good_body_with_weird_fields(shared: Any, path: str, changes: dict[str, Any]) -> None:
-    good = {"prompt": "8", "messages": [{"role": "user", "content": "8"}], "tokens": [1], "max_tokens": 2}
+    good = {
+        "prompt": "8",
+        "messages": [{"role": "user", "content": "8"}],
+        "tokens": [1],
+        "max_tokens": 2,
+        "question": "8,2:10",
+        "answer": "8+2",
+    }
     body = json.dumps(good | changes)
     reply = shared.http.post(path, content=body, headers={"content-type": "application/json"})
     assert reply.status_code in (200, 400), (reply.text, body)

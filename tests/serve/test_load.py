@@ -47,6 +47,12 @@ def rows_used(served: Any) -> int:
     return served.desk._engine._runner.rows.count
 
 
+def gauge(served: Any, name: str) -> float:
+    lines = served.http.get("/metrics").text.splitlines()
+    [value] = [line.split()[-1] for line in lines if line.startswith(f"{name}{{")]
+    return float(value)
+
+
 def test_a_full_queue_says_when_to_come_again(serve: Any) -> None:
     served = serve(rows=1, queue=1)
     hold(served, 0.8)
@@ -68,19 +74,20 @@ def test_a_full_queue_says_when_to_come_again(serve: Any) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_rows(serve: Any, stream: bool) -> None:
-    served = serve(rows=2)
+    served = serve(rows=1)  # sixteen long completions one after the other: seconds, whoever else is busy
     with httpx.Client(base_url=served.url) as client:
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True, "n": 16}) as reply:
                 next(reply.iter_text())
-                wait_until(lambda: rows_used(served) == 2)
+                wait_until(lambda: rows_used(served) == 1)
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/chat/completions", json=LONG | {"n": 16}, timeout=0.15)
     wait_until(lambda: rows_used(served) == 0 and served.desk.samples == 0, 2)
     assert not served.desk._engine.busy
     assert not served.desk.loop._flights
-    assert "request_cancelled_total{" in served.http.get("/metrics").text
+    assert gauge(served, "fathom:kv_cache_used_pages") == gauge(served, "fathom:kv_cache_usage_perc") == 0
+    assert gauge(served, "fathom:request_cancelled_total") == 1
 
 
 def test_a_client_that_leaves_before_its_turn(serve: Any) -> None:
@@ -223,6 +230,18 @@ def test_reloaded_weights_answer(serve: Any, tmp_path: Any, run: Run) -> None:
     assert (before.system_fingerprint, after.system_fingerprint) == ("weights-0", "weights-1")
 
 
+def test_reloaded_weights_share_no_page_with_the_old(serve: Any) -> None:
+    served = serve()
+    body = {"prompt": [7] * 50, "max_tokens": 1, "temperature": 0}
+
+    def cached() -> int:
+        return served.http.post("/v1/completions", json=body).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert [cached(), cached()] == [0, 48]  # full pages of 16
+    assert served.http.post("/admin/reload", json={}).json()["version"] == 1
+    assert [cached(), cached()] == [0, 48]
+
+
 def test_sigterm_lets_requests_finish(run: Run) -> None:
     command = [sys.executable, "-m", "fathom", "serve", str(run.path), "--port", "0", "--device", "cpu", "--rows", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -306,6 +325,7 @@ def test_a_thousand_requests_cancelled_at_random_moments(serve: Any) -> None:
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(leave, [rng.uniform(0.001, 0.4) for _ in range(1000)]))
     wait_until(lambda: served.desk.samples == 0 and rows_used(served) == 0)
+    assert gauge(served, "fathom:kv_cache_used_pages") == gauge(served, "fathom:kv_cache_usage_perc") == 0
     assert not served.desk._engine.busy
     assert not served.desk.loop._flights
     reply = served.openai.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0)

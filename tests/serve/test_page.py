@@ -1,55 +1,20 @@
 """A person at the chat page, in Debian's Chromium."""
 
-import asyncio
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")]
+pytestmark = pytest.mark.browser
 THINKING, ANSWER = "8+4=12,12-2=10", "8+4-2"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as machinery:
-        chromium = machinery.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser: Any, shared: Any) -> Iterator[Any]:
-    """The open page; at the end nothing may have gone wrong in its console."""
-    context = browser.new_context(color_scheme="light", viewport={"width": 1100, "height": 800})
-    opened, wrong = context.new_page(), list[str]()
-    opened.set_default_timeout(20_000)
-    opened.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("requestfailed", lambda request: "aborted" in request.failure.lower() or wrong.append(request.url))
-    opened.goto(shared.url)
-    opened.get_by_label("Temperature").evaluate("field => { field.value = 0 }")
-    yield opened
-    context.close()
-    assert [each for each in wrong if "status of 400" not in each] == []  # Chromium reports refusals too
 
 
 def ask(page: Any, text: str = "8,2,4:10") -> None:
     page.locator("#question").fill(text)
     page.keyboard.press("Enter")
-
-
-async def slow_down(served: Any) -> None:
-    """Make every step as long as that of a large model."""
-    while True:
-        await served.desk.loop.call(lambda _: time.sleep(0.02))
 
 
 def wait_for_answer(page: Any) -> Any:
@@ -58,7 +23,8 @@ def wait_for_answer(page: Any) -> Any:
 
 
 def test_a_question_is_thought_about_and_answered(page: Any, shared: Any) -> None:
-    assert page.locator("#model").text_content() == "tiny/model"
+    page.wait_for_function("document.querySelector('#model').value === 'tiny/model'")
+    assert not page.locator("#rival").is_visible()  # there is nothing to compare with
     ask(page)
     turn = wait_for_answer(page)
     assert turn.locator(".body code").text_content() == ANSWER
@@ -71,25 +37,29 @@ def test_a_question_is_thought_about_and_answered(page: Any, shared: Any) -> Non
     usage = shared.openai.chat.completions.create(
         model="tiny/model", messages=[{"role": "user", "content": "8,2,4:10"}], temperature=0
     ).usage
-    assert f"{usage.completion_tokens} tokens" in turn.locator(".tools").text_content()
-    assert f"{usage.completion_tokens_details.reasoning_tokens} tokens" in fold.locator("summary").text_content()
+    thought = usage.completion_tokens_details.reasoning_tokens
+    assert f"Thought \u00b7 {thought} tokens \u00b7 " in fold.locator("summary").text_content()
+    assert f"answer {usage.completion_tokens - thought} tokens \u00b7 " in turn.locator(".tools").text_content()
+    assert turn.locator(".badge.right").text_content() == "\u2713 right"
 
 
-def test_thinking_streams_and_stops(page: Any, shared: Any) -> None:
+def test_thinking_streams_and_stops(page: Any, shared: Any, brake: Any) -> None:
     page.locator("#settings summary").click()
     page.get_by_label("Temperature").fill("1.5")
     page.get_by_label("Most tokens", exact=True).fill("450")
     page.get_by_label("Seed").fill("3")
-    brake = asyncio.run_coroutine_threadsafe(slow_down(shared), shared.running._coroutines)
+    brake(shared, steps=10)
     ask(page, "1")
     page.locator(".thinking.busy").wait_for()
     page.locator(".thinking summary").click()
     page.locator("#stop").click()
     wait_for_answer(page)
+    brake.release()
     assert page.locator(".thinking .text").is_visible()  # what was opened stays open
     assert "stopped" in page.locator("#status").text_content()
-    brake.cancel()
-    page.wait_for_timeout(200)
+    deadline = time.monotonic() + 10
+    while shared.desk.samples and time.monotonic() < deadline:
+        page.wait_for_timeout(20)
     assert shared.desk.samples == 0
 
 
@@ -182,12 +152,16 @@ def test_a_refusal_is_shown(page: Any) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1100, 375])
-def test_it_is_accessible_and_fits(page: Any, theme: str, width: int) -> None:
+@pytest.mark.parametrize("within", [False, True])
+def test_it_is_accessible_and_fits(page: Any, theme: str, width: int, within: bool) -> None:
     page.set_viewport_size({"width": width, "height": 740})
     if theme == "dark":
         page.locator("#theme").click()
+    if within:
+        page.locator("#inside").click()
     ask(page)
     wait_for_answer(page).locator(".thinking summary").click()
+    assert page.locator(".inside").count() == within
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (dark == "rgb(21, 23, 27)") == (theme == "dark")
     assert page.evaluate("document.documentElement.scrollWidth") <= width

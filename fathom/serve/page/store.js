@@ -8,16 +8,24 @@ export const uid = () => crypto.getRandomValues(new Uint32Array(2)).join("-");
 export function load() {
   try {
     const found = JSON.parse(localStorage.getItem(KEY));
-    return Array.isArray(found) ? found : [];
+    return Array.isArray(found) ? found.map(settle) : [];
   } catch {
     return [];
   }
 }
 
-// Whether there was room to keep them.
+// What was being written when the page was left is over.
+function settle(conversation) {
+  for (const message of Object.values(conversation.messages)) {
+    for (const each of [message, message.beside]) if (each?.state) each.state = "done";
+  }
+  return conversation;
+}
+
+// Whether there was room to keep them. Traces, which are large, last as long as the page.
 export function save(conversations) {
   try {
-    localStorage.setItem(KEY, JSON.stringify(conversations));
+    localStorage.setItem(KEY, JSON.stringify(conversations, (name, value) => (name === "trace" ? undefined : value)));
     return true;
   } catch {
     return false;
@@ -54,6 +62,32 @@ export function path(conversation) {
   const shown = [];
   for (let id = conversation.chosen.root; id; id = conversation.chosen[id]) shown.push(conversation.messages[id]);
   return shown;
+}
+
+// The messages above and with `id`, as the server takes them; with `isBeside` those of the answers beside the shown ones.
+export function history(conversation, id, isBeside) {
+  const shown = [];
+  for (let each = conversation.messages[id]; each; each = conversation.messages[each.parent]) {
+    const side = (isBeside && each.beside) || each;
+    const said = { role: side.role, content: side.content };
+    if (side.thinking) said.reasoning_content = side.thinking;
+    shown.unshift(said);
+  }
+  return shown;
+}
+
+// Let the answer beside a message take its place, and the other way round.
+export function swap(message) {
+  const { id, parent, beside, ...own } = message;
+  const { id: otherId, ...other } = beside;
+  for (const name of Object.keys(own)) delete message[name];
+  Object.assign(message, other, { beside: { ...own, id: otherId } });
+}
+
+// A trace up to the token that closes the thinking.
+export function untilThought(trace) {
+  const end = trace.tokens.findIndex((token) => token.text.includes("</think>"));
+  return { ...trace, tokens: trace.tokens.slice(0, end < 0 ? undefined : end) };
 }
 
 // A conversation of its own that ends with `message`.
