@@ -151,6 +151,34 @@ def test_streamed_pieces_add_up_to_the_text(narrow: Transformer, drafts: bool) -
         assert [piece.finish for piece in mine] == [None] * (len(mine) - 1) + [whole.finish]
 
 
+def test_streams_that_are_looked_at_now_and_then_hand_out_the_same(model: Transformer) -> None:
+    [request] = [Request([1, 2], SamplingConfig(max_tokens=12), seed=3, stop_ids=frozenset())]
+    often, seldom = list(Engine(model, rows=2).stream(request)), list(Engine(model, 2, stream_s=1e6).stream(request))
+    assert len(often) == 12
+    assert len(seldom) <= 2  # the first look, and the end
+    handed_out = ([token for piece in pieces for token in piece.tokens] for pieces in (seldom, often))
+    assert len({tuple(tokens) for tokens in handed_out}) == 1
+
+
+def test_a_given_text_is_scored_as_in_training(model: Transformer) -> None:
+    text = [5, 6, 7, 8, 9]
+    found = Engine(model, rows=1).score(text, likeliest=3)
+    wanted = logits_of(model, text).log_softmax(-1)[:-1]
+    assert found.logprobs == pytest.approx([float(row[token]) for row, token in zip(wanted, text[1:], strict=True)])
+    assert [[token for token, _ in best] for best in found.top] == wanted.topk(3).indices.tolist()
+    assert Engine(model, rows=1).score([5]) == ([], [])
+
+
+@pytest.mark.parametrize("pages", [0, 40])
+def test_seconds_of_waiting_and_reading_are_told(model: Transformer, pages: int) -> None:
+    law = SamplingConfig(max_tokens=8)
+    engine = Engine(model, rows=1, capacity=32, pages=pages, page_size=4)
+    asked = [Request(prompt, law, seed=0, stop_ids=frozenset()) for prompt in PROMPTS[:3]]
+    times = [piece.timing for [piece] in engine.generate(asked)]
+    assert all(each.read > 0 for each in times)
+    assert times[0].waited < times[1].waited < times[2].waited  # one row: each waits for those before it
+
+
 def test_streamed_and_whole_requests_share_the_rows(latent: Transformer) -> None:
     engine = Engine(latent, rows=4)
     requests = of_each_kind()
