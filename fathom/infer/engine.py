@@ -84,7 +84,7 @@ class Engine:
             log.info("decoding with weights in int8: %s", compare_int8(model))
         self._paging = Paging(self._runner, tables, step_tokens) if tables else None
         self._queue = Queue(rows)
-        self._open: dict[int, int] = {}  # samples of each request in flight that are not finished
+        self._open: dict[int, set[int]] = {}  # samples of each request in flight that are not finished
         self._next_id = 0
 
     @property
@@ -142,7 +142,7 @@ class Engine:
             self._runner.weights_may_differ()
         self._make_room(request)
         request_id, self._next_id = self._next_id, self._next_id + 1
-        self._open[request_id] = request.n
+        self._open[request_id] = set(range(request.n))
         self._queue.put(request_id, request, stream, self._paging and self._paging.together(request))
         return request_id
 
@@ -175,20 +175,27 @@ class Engine:
         return pieces
 
     @torch.inference_mode()
-    def cancel(self, request_id: int) -> bool:
-        """End a request between two steps: its rows and pages are free at once and no more pieces come.
+    def cancel(self, request_id: int, sample: int | None = None) -> bool:
+        """End a request between two steps, or one of its samples: rows and pages are free at once and no pieces come.
 
-        Returns whether it was in flight. Raises ValueError for an id that `submit` did not return.
+        Returns whether it was in flight. Raises ValueError for an id that `submit` did not return, and for a `sample`
+        below 0; one that the request never had was not in flight.
         """
         if not 0 <= request_id < self._next_id:
             raise ValueError(f"request {request_id} was never submitted; give an id that submit() returned")
-        if self._open.pop(request_id, None) is None:
+        if sample is not None and sample < 0:
+            raise ValueError(f"sample={sample} is negative; samples of a request are counted from 0")
+        left = self._open.get(request_id, set())
+        if not left or (sample is not None and sample not in left):
             return False
-        self._queue.remove(request_id)
+        left.clear() if sample is None else left.remove(sample)
+        if not left:
+            del self._open[request_id]
+        self._queue.remove(request_id, sample)
         if self._paging:
-            self._paging.cancel(request_id)
+            self._paging.cancel(request_id, sample)
         rows = self._runner.rows
-        mine = [tenant.request_id == request_id for tenant in rows.tenants]
+        mine = [each.request_id == request_id and sample in (None, each.sample) for each in rows.tenants]
         if any(mine):
             self._runner.drop(torch.tensor(mine, device=self._runner.device))
         return True
@@ -309,11 +316,11 @@ class Engine:
             if due and (piece := tenant.piece(finish, self.version)):
                 pieces.append((row, piece))
                 if piece.finish:
-                    self._close(piece.request)
+                    self._close(piece.request, piece.sample)
         return pieces
 
-    def _close(self, request_id: int) -> None:
-        """Count a finished sample."""
-        self._open[request_id] -= 1
+    def _close(self, request_id: int, sample: int) -> None:
+        """Note that a sample is finished."""
+        self._open[request_id].remove(sample)
         if not self._open[request_id]:
             del self._open[request_id]

@@ -136,13 +136,18 @@ class Paging:
             self._stop(reading, queue)
         self._readings.clear()
 
-    def cancel(self, request_id: int) -> None:
-        """Forget the texts of a request that are in no row."""
-        for reading in self._readings:
-            if reading.age[0] == request_id:
+    def cancel(self, request_id: int, sample: int | None = None) -> None:
+        """Forget the texts of a request that are in no row, or those of one sample."""
+        self._parked = [each for each in self._parked if _without(each, request_id, sample)]
+        for reading in self._readings.copy():
+            left = _without(reading.enters, request_id, sample)
+            if left is None:
                 self._tables.release(reading.holding)
-        self._readings = [each for each in self._readings if each.age[0] != request_id]
-        self._parked = [each for each in self._parked if _age(each)[0] != request_id]
+                self._readings.remove(reading)
+            elif left is not reading.enters:
+                self._tables.shrink(reading.holding, reading.size, _samples(left))
+                reading.enters = left
+        self._stuck = None  # who waits may need less now
 
     def clear(self) -> None:
         """Forget all texts that are in no row."""
@@ -252,12 +257,20 @@ class Paging:
 def _age(entrant: Admission | Parked) -> tuple[int, int]:
     """The request and the first sample of an entrant: the less, the older."""
     if isinstance(entrant, Admission):
-        return entrant.request_id, entrant.samples.start
+        return entrant.request_id, entrant.samples[0]
     return entrant.row.tenant.request_id, entrant.row.tenant.sample
 
 
 def _request(entrant: Admission | Parked) -> Request:
     return entrant.request if isinstance(entrant, Admission) else entrant.row.tenant.request
+
+
+def _without(entrant: Admission | Parked, request_id: int, sample: int | None) -> Admission | Parked | None:
+    """Who is left of an entrant where a sample of a request is cancelled, or all of them."""
+    if isinstance(entrant, Admission):
+        return entrant.without(request_id, sample)
+    tenant = entrant.row.tenant
+    return None if tenant.request_id == request_id and sample in (None, tenant.sample) else entrant
 
 
 def _samples(entrant: Admission | Parked) -> int:

@@ -107,6 +107,12 @@ class Tables:
         """Pages that `fork` needs besides those of the text."""
         return (samples - 1) * (self.pages_of(size) - self._shared(size))
 
+    def shrink(self, holding: Holding, size: int, samples: int) -> None:
+        """Let the pages go that a text does not need for so many samples."""
+        kept = self.pages_of(size) + self.spare(size, samples)
+        self.pool.release(holding.pages[kept:])
+        del holding.pages[kept:]
+
     def fork(self, holding: Holding, size: int, samples: int) -> list[Holding]:
         """Give each sample of a text that is read a holding: the pages that none of them writes to are shared.
 

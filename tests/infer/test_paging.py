@@ -217,23 +217,29 @@ def test_the_oldest_ends_and_the_short_do_not_wait() -> None:
 def test_no_page_is_lost_over_a_thousand_requests_cancelled_at_random(latent: Transformer, drafts: bool) -> None:
     rng = random.Random(0)
     engine = Engine(latent, rows=6, drafts=drafts, pages=9, page_size=4, step_tokens=16)
-    flying, done = list[int](), set[int]()
+    flying, done = dict[int, set[int]](), set[tuple[int, int]]()  # samples that nobody cancelled; those that ended
 
     def step() -> None:
-        done.update(piece.request for piece in engine.step())
+        done.update((piece.request, piece.sample) for piece in engine.step())
         engine._paging.check_pages()
 
     for number in range(1000):
         prompt = [1, 2, 3, 4] * rng.randint(0, 3) + [rng.randrange(5)] * 3
         sampling = SamplingConfig(max_tokens=rng.randint(1, 10), presence_penalty=rng.choice((0.0, 1.0)))
-        flying.append(engine.submit(Request(prompt, sampling, number, frozenset({4}), n=rng.randint(1, 3))))
+        samples = rng.randint(1, 3)
+        asked = engine.submit(Request(prompt, sampling, number, frozenset({4}), n=samples))
+        flying[asked] = set(range(samples))
         if rng.random() < 0.3:
             step()
         if rng.random() < 0.9:
-            engine.cancel(flying.pop(rng.randrange(len(flying))))
+            engine.cancel(cancelled := rng.choice(list(flying)))
+            del flying[cancelled]
+        if flying and rng.random() < 0.3:
+            engine.cancel(cancelled := rng.choice(list(flying)), sample := rng.randrange(3))
+            flying[cancelled].discard(sample)
     while engine.busy:
         step()
-    assert set(flying) <= done
+    assert {(number, sample) for number, samples in flying.items() for sample in samples} <= done
     assert engine.counters.pages_used == 0 and engine.counters.preemptions > 20
     last = Request([1, 2, 3, 4, 1, 2, 3, 4], SamplingConfig(max_tokens=20), 0, frozenset(), n=2)
     assert [p.tokens for p in engine.generate([last])[0]] == [
