@@ -51,12 +51,11 @@ def test_a_cancelled_request_frees_its_rows_at_once_and_disturbs_nobody(narrow: 
         engine.cancel(99)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pool", [{}, {"pages": 60, "page_size": 4}, {"pages": 12, "page_size": 4, "step_tokens": 16}])
-@pytest.mark.parametrize("steps", [0, 1, 2, 6])
-def test_a_cancelled_sample_disturbs_none_of_the_others(narrow: Transformer, pool: dict[str, int], steps: int) -> None:
-    engine = Engine(narrow, rows=4, drafts=2, capacity=48, **pool)  # pyright: ignore[reportArgumentType]
-    request = Request([1, 2, 3] * 7, SamplingConfig(max_tokens=20), seed=5, stop_ids=frozenset(), n=6)
+@pytest.mark.parametrize("pool", [{}, {"pages": 12, "page_size": 4, "step_tokens": 16}])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_cancelled_sample_disturbs_none_of_the_others(latent: Transformer, pool: dict[str, int], steps: int) -> None:
+    engine = Engine(latent, rows=4, drafts=2, capacity=48, **pool)  # pyright: ignore[reportArgumentType]
+    request = Request([1, 2, 3] * 7, SamplingConfig(max_tokens=12), seed=5, stop_ids=frozenset(), n=6)
     beside = replace(request, prompt=[2, 3], n=2)
     expected = [[piece.tokens for piece in engine.generate([each])[0]] for each in (request, beside)]
     first, second = engine.submit(request), engine.submit(beside)
@@ -84,6 +83,7 @@ def test_a_request_whose_samples_are_all_cancelled_is_over(latent: Transformer) 
         engine.cancel(request, -1)
 
 
+@pytest.mark.slow
 def test_no_row_is_lost_over_a_thousand_requests_cancelled_at_random(latent: Transformer) -> None:
     rng, engine = random.Random(0), Engine(latent, rows=6, drafts=True)
     flying, done = list[int](), defaultdict[int, int](int)
