@@ -25,6 +25,7 @@ class Reading:
     holding: Holding
     cached: int  # of these that were found
     done: int  # or read
+    waits: bool = False  # for pages that an older text is about to fill with what this one begins with, too
 
     @property
     def age(self) -> tuple[int, int]:
@@ -46,8 +47,9 @@ class Paging:
     """Between the queue and the rows of a runner with tables.
 
     A step reads `budget` tokens at most, those that its rows decode among them: a long prompt comes in by chunks, and
-    no row waits for more than one. Everyone older goes first: when pages run out, the youngest give theirs back and
-    are read again later, with the tokens they drew. Draws belong to places, so their texts stay the same.
+    no row waits for more than one. What prompts that come together have in common is read once, for the oldest of them.
+    Everyone older goes first: when pages run out, the youngest give theirs back and are read again later, with the
+    tokens they drew. Draws belong to places, so their texts stay the same.
     """
 
     def __init__(self, runner: Runner, tables: Tables, budget: int) -> None:
@@ -95,13 +97,17 @@ class Paging:
         """Read a step's share of the texts; those that are read enter rows."""
         runner = self._runner
         budget = max(LEAST_CHUNK, self._budget - runner.rows.count * (1 + self._tables.ahead))
-        shares = share_budget([each.size - each.done for each in self._readings], budget)
         ready: list[tuple[Reading, torch.Tensor]] = []
-        for group in group_alike(shares):
-            ready += self._pass([self._readings[number] for number in group], shares[group[0]])
+        while self._readings and budget > 0:  # once more for those that waited for others
+            going = self._going()
+            shares = share_budget([each.size - each.done for each in going], budget)
+            for group in group_alike(shares):
+                ready += self._pass([going[number] for number in group], shares[group[0]])
+            self._readings = [each for each in self._readings if each.done < each.size]
+            budget -= sum(shares)
         if not ready:
             return
-        self._readings = [each for each in self._readings if each.done < each.size]
+        self._stuck = None  # whoever found too few pages may share those that were read
         self._enter([(each, state) for each, state in ready if isinstance(each.enters, Admission)])
         self._resume([(each, state) for each, state in ready if isinstance(each.enters, Parked)])
 
@@ -160,6 +166,23 @@ class Paging:
         """Raise RuntimeError unless the pool agrees with what rows and readings hold."""
         holdings = [*self._tables.holdings, *(each.holding for each in self._readings)]
         self._tables.pool.check(holding.pages for holding in holdings)
+
+    def _going(self) -> list[Reading]:
+        """The texts that are read now: all but those that can share the next page of an older one once that is read."""
+        tables, going, coming = self._tables, list[Reading](), set[bytes]()
+        for each in self._readings:
+            if each.waits:
+                each.cached += tables.find_more(each.holding, each.text, each.size) * tables.page_size
+                each.done = each.cached
+            # a text that was begun reads on: its next pages are half full, or about to be
+            unread = each.done == each.cached
+            each.waits = unread and tables.next_page(each.holding, each.text, each.size - 1) in coming
+            if each.waits:
+                continue
+            going.append(each)
+            if page := tables.next_page(each.holding, each.text, each.size):
+                coming.add(page)
+        return going
 
     def _next(self, queue: Queue) -> Admission | Parked | None:
         """The oldest who waits."""

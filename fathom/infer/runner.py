@@ -94,32 +94,39 @@ class Runner:
         return WATCHED_BURST if any(tenant.streams for tenant in self.rows.tenants) else BURST
 
     def prefill(self, admissions: Sequence[Admission]) -> None:
-        """Run each prompt once, give each of its samples a row with a copy of the cache, and draw the first tokens."""
-        first, prompts = self.rows.count, [each.request.prompt for each in admissions]
+        """Run each prompt once, give each of its samples a row with a copy of the cache, and draw the first tokens.
+
+        Requests with equal prompts share one run.
+        """
+        first, texts = self.rows.count, [tuple(each.request.prompt) for each in admissions]
+        prompts = list(dict.fromkeys(texts))
         hidden = self._read(prompts, first, routed=any(each.request.experts for each in admissions))
-        owner = self._owner(admissions)
+        place = {prompt: number for number, prompt in enumerate(prompts)}
+        run = torch.tensor([place[text] for text in texts], device=self.device)  # of each admission
+        owner = run[self._owner(admissions)]
         if len(owner) > len(prompts):
             self.cache.copy_rows(first + owner, first + torch.arange(len(owner), device=self.device), hidden.shape[1])
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
-        self.enter(admissions, hidden[torch.arange(len(prompts), device=self.device), ends], hidden)
+        ends = torch.tensor([len(text) - 1 for text in texts], device=self.device)
+        self.enter(admissions, hidden[run, ends], (hidden, owner))
 
     def enter(
         self,
         admissions: Sequence[Admission],
         states: Float[Tensor, "P D"],
-        hidden: Float[Tensor, "P T D"] | None = None,
+        runs: tuple[Float[Tensor, "R T D"], Int[Tensor, " N"]] | None = None,
     ) -> None:
         """Append a row for each sample of prompts that are cached and end with `states`; draw the first tokens.
 
-        With `hidden`, the states at all places, MTP modules may read the prompts later; else they have.
+        With `runs`, the states at all places of some texts and which of them each row has, MTP modules may read the
+        prompts later; else they have.
         """
         first, owner = self.rows.count, self._owner(admissions)
         self.rows.add(admissions, owner)
         self.edits.admit(first)
         self._reach = max(self._reach, *(len(each.request.prompt) + 1 for each in admissions))
         end = self.rows.fields(first).position.clone()
-        if self.speculation and hidden is not None:
-            self.speculation.admit(hidden, end, owner, first)
+        if self.speculation and runs is not None:
+            self.speculation.admit(runs[0], end, runs[1], first)
         elif self.speculation:
             self.speculation.go_on(states[owner], end, first)
         state, place = states[owner].unsqueeze(1), end.unsqueeze(1) + 1

@@ -90,6 +90,28 @@ class Tables:
             found, last = self.pool.find(links(text[:reach], self.page_size, self.lookahead, 0, tip))
         return Holding(found, version, len(found), last or tip)
 
+    def next_page(self, holding: Holding, text: Sequence[int], size: int) -> bytes | None:
+        """What names the first full page among the first `size` tokens of a text that is not published yet, if any."""
+        end = (holding.full + 1) * self.page_size
+        if not self.prefix_cache or end > size:
+            return None
+        page = links(text[: end + self.lookahead], self.page_size, self.lookahead, holding.full, holding.tip)
+        return next((link.digest() for link in page), None)
+
+    def find_more(self, holding: Holding, text: Sequence[int], size: int) -> int:
+        """Put pages that were published meanwhile in the places of those that nothing was read into yet; how many.
+
+        As with `find`, at least one of the first `size` tokens is left to read.
+        """
+        reach = (size - 1) // self.page_size * self.page_size + self.lookahead
+        more = links(text[:reach], self.page_size, self.lookahead, holding.full, holding.tip)
+        found, last = self.pool.find(more)
+        span = slice(holding.full, holding.full + len(found))
+        self.pool.release(holding.pages[span])
+        holding.pages[span] = found
+        holding.full, holding.tip = span.stop, last or holding.tip
+        return len(found)
+
     def publish(self, holding: Holding, text: Sequence[int], done: int, version: int) -> None:
         """Let others find the full pages among the first `done` tokens of a text, which are cached.
 
