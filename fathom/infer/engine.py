@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fathom.infer.check import check_drafts, check_experts, check_request
+from fathom.infer.check import check_drafts, check_experts, check_latents, check_request
+from fathom.infer.fp8 import compare_fp8
 from fathom.infer.int8 import compare_int8
 from fathom.infer.paging import Counters, Paging
 from fathom.infer.request import Piece, Request
@@ -44,7 +45,8 @@ class Engine:
     is read faster, has none; 0 asks for none. On a GPU rows draw up to `BURST` tokens between two looks of the host,
     by CUDA graphs unless `graphs` is off. With `invariant` texts there do not depend on their neighbours to the last
     bit, which takes two rows at least. With `int8`, on a CPU, prompts are read in float32 and what follows them with
-    weights rounded to bytes; how far that leads is measured now and logged.
+    weights rounded to bytes; how far that leads is measured now and logged. With `latents` "fp8" a CPU's pages hold
+    latents in FP8, a little over half the bytes of BF16, and what that changes is measured and logged, too.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Engine:
         graphs: bool = True,
         invariant: bool = False,
         int8: bool = False,
+        latents: Literal["fp8"] | None = None,
     ) -> None:
         limit = model.config.max_position_embeddings
         if rows < 1:
@@ -68,6 +71,7 @@ class Engine:
         if capacity is not None and not 2 <= capacity <= limit:
             raise ValueError(f"capacity={capacity} is outside 2..{limit}, the model's max_position_embeddings")
         check_drafts(drafts, verify, len(model.mtp))
+        check_latents(latents)
         if step_tokens is None:
             step_tokens = STEP_TOKENS[model.embedding.weight.device.type == "cuda"]
         for name, value in (("page_size", page_size), ("step_tokens", step_tokens)):
@@ -77,11 +81,14 @@ class Engine:
         self._capacity = limit if capacity is None else capacity
         self._invariant = invariant
         self._vocab_size = model.config.vocab_size
-        tables = lay_tables(model, rows, self._capacity, most_drafts(drafts), pages, page_size, prefix_cache)
+        fp8 = latents == "fp8"
+        tables = lay_tables(model, rows, self._capacity, most_drafts(drafts), pages, page_size, prefix_cache, fp8)
         first = capacity or min(FIRST_CAPACITY, limit)
         self._runner = Runner(model, rows, first, drafts, verify, tables, graphs, invariant, int8)
         if int8:
             log.info("decoding with weights in int8: %s", compare_int8(model))
+        if fp8:
+            log.info("decoding with latents in FP8: %s", compare_fp8(model))
         self._paging = Paging(self._runner, tables, step_tokens) if tables else None
         self._queue = Queue(rows)
         self._open: dict[int, set[int]] = {}  # samples of each request in flight that are not finished

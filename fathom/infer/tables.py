@@ -8,6 +8,7 @@ from jaxtyping import Int, Int32
 from torch import Tensor
 
 from fathom.config import ModelConfig
+from fathom.infer.fp8 import require_fp8
 from fathom.infer.pages import NOBODY, Pool
 from fathom.infer.prefixes import links, root
 from fathom.model import PagedCache, PagedSlots, Transformer
@@ -44,8 +45,9 @@ class Tables:
         prefix_cache: bool,
         dtype: torch.dtype,
         device: torch.device,
+        fp8: bool = False,
     ) -> None:
-        self.cache = PagedCache(config, pages + 1, page_size, dtype, device)  # one more: NOBODY's
+        self.cache = PagedCache(config, pages + 1, page_size, dtype, device, fp8)  # one more: NOBODY's
         self.pool = Pool(pages)
         self.page_size, self.ahead, self.lookahead = page_size, ahead, lookahead
         self.prefix_cache, self.device = prefix_cache, device
@@ -204,16 +206,27 @@ def pages_that_fit(
 
 
 def lay_tables(
-    model: Transformer, rows: int, capacity: int, ahead: int, pages: int | None, page_size: int, prefix_cache: bool
+    model: Transformer,
+    rows: int,
+    capacity: int,
+    ahead: int,
+    pages: int | None,
+    page_size: int,
+    prefix_cache: bool,
+    fp8: bool = False,
 ) -> Tables | None:
     """Tables as `Engine` describes them; None where rows are to lie in stretches."""
     config, weight = model.config, model.embedding.weight
     if pages is not None and pages < 0:
         raise ValueError(f"pages={pages} is negative; give the number of pages, or 0 for rows without pages")
+    if fp8:
+        require_fp8(model, bool(pages))
     lookahead = min(ahead, 1)  # entries of MTP module 0 are made with the token of the next place
     if pages is None and weight.is_cuda:
         free_bytes, _ = torch.cuda.mem_get_info(weight.device)
         pages = pages_that_fit(config, rows, capacity + ahead, page_size, weight.dtype, free_bytes)
     if not pages:
         return None
-    return Tables(config, rows, capacity, pages, page_size, ahead, lookahead, prefix_cache, weight.dtype, weight.device)
+    return Tables(
+        config, rows, capacity, pages, page_size, ahead, lookahead, prefix_cache, weight.dtype, weight.device, fp8
+    )
