@@ -176,7 +176,7 @@ class Paging:
                 each.done = each.cached
             # a text that was begun reads on: its next pages are half full, or about to be
             unread = each.done == each.cached
-            each.waits = unread and tables.next_page(each.holding, each.text, each.size - 1) in coming
+            each.waits = unread and tables.next_page(each.holding, each.text, each.size - tables.least) in coming
             if each.waits:
                 continue
             going.append(each)
@@ -209,28 +209,42 @@ class Paging:
         return Reading(entrant, text, size, holding, cached, done=cached)
 
     def _pass(self, readings: list[Reading], width: int) -> list[tuple[Reading, torch.Tensor]]:
-        """Run the model over the next `width` tokens of some texts; those that are read now, and their last states."""
+        """Run the model over the next `width` tokens of some texts; those that are read now, and how they end.
+
+        That is the model's last state and, as `Drafter.go_on` takes them, those of the MTP modules that have a further
+        one behind them.
+        """
         runner, tables = self._runner, self._tables
+        modules = runner.speculation.modules if runner.speculation else 0
         starts = [each.done for each in readings]
         places = torch.tensor(starts, device=runner.device).unsqueeze(1) + torch.arange(width, device=runner.device)
         length = max(starts) + width
         table = tables.table([each.holding for each in readings], -(-length // tables.page_size))
-        # one more than is read: an MTP module's entry needs the next token; padding is cached, but never seen
-        windows = [each.text[each.done : each.done + width + 1] for each in readings]
-        tokens = torch.tensor([[*text, *[0] * (width + 1 - len(text))] for text in windows], device=runner.device)
+        # more than is read: MTP modules' entries need the tokens behind; padding is cached, but never seen
+        more = width + modules
+        windows = [each.text[each.done : each.done + more] for each in readings]
+        tokens = torch.tensor([[*text, *[0] * (more - len(text))] for text in windows], device=runner.device)
+        states = list[torch.Tensor]()
         graphs, routed = runner.graphs, any(_request(each.enters).experts for each in readings)
         if graphs and not routed and (graphs.invariant or places.numel() <= SHORT_PASS):
-            hidden = graphs.read(tokens[:, :-1], places, table)
+            states.append(graphs.read(tokens, places, table))
         else:
             slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
-            hidden = runner.states(tokens[:, :-1], slots, routed)
-            if runner.speculation:
-                runner.reader.predict_further(0, hidden, tokens[:, 1:], slots=slots)
+            states.append(runner.states(tokens[:, :width], slots, routed))
+            for module in range(modules):
+                following = tokens[:, module + 1 : module + 1 + width]
+                states.append(runner.reader.predict_further(module, states[-1], following, slots=slots))
         for each, start in zip(readings, starts, strict=True):
             each.done = min(start + width, each.size)
+            if each.done < each.size:  # enough is left for the last pass
+                each.done = max(start, min(each.done, each.size - tables.least))
             tables.publish(each.holding, each.text, each.done, runner.version)
-        ends = zip(readings, hidden, starts, strict=True)
-        return [(each, states[each.size - 1 - start]) for each, states, start in ends if each.done == each.size]
+        states = states[: max(1, modules)]  # nobody reads the last module's
+        return [
+            (each, torch.stack([state[row, max(0, each.size - 1 - back - start)] for back, state in enumerate(states)]))
+            for row, (each, start) in enumerate(zip(readings, starts, strict=True))
+            if each.done == each.size
+        ]
 
     def _enter(self, ready: list[tuple[Reading, torch.Tensor]]) -> None:
         if not ready:

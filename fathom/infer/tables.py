@@ -30,7 +30,8 @@ class Tables:
 
     Rows share the full pages of a common prompt and write behind them; what they would write into is theirs alone.
     Drafts write to `ahead` places behind a row's newest token too, and what they have cached of a token depends on the
-    `lookahead` tokens behind it.
+    `lookahead` tokens behind it. The last `least` tokens of a text are read whatever is found, in one pass: who goes on
+    needs the states there of the model and of its modules, and no page holds those.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Tables:
         self.cache = PagedCache(config, pages + 1, page_size, dtype, device, fp8)  # one more: NOBODY's
         self.pool = Pool(pages)
         self.page_size, self.ahead, self.lookahead = page_size, ahead, lookahead
+        self.least = max(1, lookahead)
         self.prefix_cache, self.device = prefix_cache, device
         self.holdings: list[Holding] = []  # of rows 0 .. count - 1
         self._table = torch.full((rows, self.pages_of(capacity)), NOBODY, dtype=torch.int32, device=device)
@@ -82,13 +84,13 @@ class Tables:
         return torch.tensor(lists, dtype=torch.int32, device=self.device)
 
     def find(self, text: Sequence[int], size: int, version: int, namespace: str, experts: bool = False) -> Holding:
-        """The published pages with the first `size` tokens of a text, of which at least one is left to read.
+        """The published pages with the first `size` tokens of a text, of which `least` at least are left to read.
 
         With `experts` those beside which experts are kept.
         """
         found, last, tip = list[int](), None, root(version, namespace, experts)
         if self.prefix_cache:
-            reach = (size - 1) // self.page_size * self.page_size + self.lookahead
+            reach = self._findable(size)
             found, last = self.pool.find(links(text[:reach], self.page_size, self.lookahead, 0, tip))
         return Holding(found, version, len(found), last or tip)
 
@@ -103,10 +105,9 @@ class Tables:
     def find_more(self, holding: Holding, text: Sequence[int], size: int) -> int:
         """Put pages that were published meanwhile in the places of those that nothing was read into yet; how many.
 
-        As with `find`, at least one of the first `size` tokens is left to read.
+        As with `find`, `least` of the first `size` tokens are left to read.
         """
-        reach = (size - 1) // self.page_size * self.page_size + self.lookahead
-        more = links(text[:reach], self.page_size, self.lookahead, holding.full, holding.tip)
+        more = links(text[: self._findable(size)], self.page_size, self.lookahead, holding.full, holding.tip)
         found, last = self.pool.find(more)
         span = slice(holding.full, holding.full + len(found))
         self.pool.release(holding.pages[span])
@@ -192,9 +193,13 @@ class Tables:
             self.release(holding)
         self.holdings.clear()
 
+    def _findable(self, size: int) -> int:
+        """How much of a text says what may be found of it."""
+        return max(0, size - self.least) // self.page_size * self.page_size + self.lookahead
+
     def _shared(self, size: int) -> int:
         """Pages of a text that nobody who goes on with it writes to again."""
-        return (size - self.lookahead) // self.page_size
+        return max(0, size - self.lookahead) // self.page_size
 
 
 def pages_that_fit(
@@ -221,7 +226,7 @@ def lay_tables(
         raise ValueError(f"pages={pages} is negative; give the number of pages, or 0 for rows without pages")
     if fp8:
         require_fp8(model, bool(pages))
-    lookahead = min(ahead, 1)  # entries of MTP module 0 are made with the token of the next place
+    lookahead = min(ahead, len(model.mtp))  # entries of MTP module d are made with the token d + 1 places on
     if pages is None and weight.is_cuda:
         free_bytes, _ = torch.cuda.mem_get_info(weight.device)
         pages = pages_that_fit(config, rows, capacity + ahead, page_size, weight.dtype, free_bytes)

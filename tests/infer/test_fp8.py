@@ -124,7 +124,7 @@ def test_the_error_is_logged(latent: Transformer, caplog: pytest.LogCaptureFixtu
 
 def test_engines_that_cannot_cache_in_fp8_are_refused(model: Transformer, latent: Transformer) -> None:
     if model.config.attention.kind == "gqa":
-        with pytest.raises(ValueError, match='latents="fp8" needs latent attention .* this model has gqa'):
+        with pytest.raises(ValueError, match="this model has gqa, which caches no latents"):
             Engine(model, rows=1, pages=8, latents="fp8")
         return
     with pytest.raises(ValueError, match="this engine has no pages; give pages or leave it out"):
