@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ from rich.table import Table
 from fathom.chain.progress import progress
 from fathom.chain.talk import open_speaker
 from fathom.checkpoint.find import holds_weights
-from fathom.config import Config, SamplingConfig
+from fathom.config import Config, SamplingConfig, TaskConfig
 from fathom.config.task import FROM_FILES
 from fathom.eval import r1
-from fathom.eval.answers import attempt_all, attempt_record, encode_question, score_attempts
+from fathom.eval.answers import Grade, attempt_all, attempt_record, encode_question, match_answers, score_attempts
 from fathom.eval.exam import Exam
+from fathom.eval.programs import grade_programs, read_programs
 from fathom.eval.questions import Question, read_questions
 from fathom.eval.scores import require_samples
 from fathom.infer.offline import Engine, choose
 from fathom.runs import Record, Run, describe_commit, describe_machine, finite, write_whole
 from fathom.tasks import build
 from fathom.tasks.given import Given
+from fathom.tasks.sandbox import require_isolation
 from fathom.tasks.task import require_disjoint, text_key
 
 
@@ -58,7 +61,7 @@ def examine(config: Config, run: Run, exam: Exam, console: Console) -> Path:
 def examine_r1(config: Config, run: Run, exam: Exam, console: Console) -> Path:
     """The benchmarks whose files are given, sampled as R1 was, beside the published scores."""
     files = {benchmark: Path(file) for benchmark in r1.SUITE if (file := getattr(exam, benchmark.field))}
-    questions = {benchmark: read_unseen(file, config) for benchmark, file in files.items()}
+    questions = {benchmark: _read(benchmark, file, config) for benchmark, file in files.items()}
     samples = {benchmark: exam.samples or benchmark.samples for benchmark in files}
     require_samples(config.eval.k, min(samples.values()))
     engine = Engine(open_speaker(run), rows=config.eval.rows)
@@ -69,7 +72,9 @@ def examine_r1(config: Config, run: Run, exam: Exam, console: Console) -> Path:
         own = law if "max_tokens" in exam.law else {**law, "max_tokens": _room(engine, asked)}
         ks = (*config.eval.k, drawn)  # the vote of all answers is R1's cons@64
         sampling = choose(SamplingConfig(), own)
-        records[benchmark.name] = _sit(engine, file, asked, sampling, drawn, ks, config.seed, console)
+        records[benchmark.name] = _sit(
+            engine, file, asked, sampling, drawn, ks, config.seed, console, _grade(benchmark, config)
+        )
         console.print(f"[bold]{benchmark.name}[/bold]  {describe_scores(records[benchmark.name])}", highlight=False)
     console.print(published_table(records))
     for line in published_notes(records):
@@ -77,9 +82,22 @@ def examine_r1(config: Config, run: Run, exam: Exam, console: Console) -> Path:
     return _keep(run, exam, "r1", {"evaluation": "r1", "benchmarks": records}, engine)
 
 
-def read_unseen(file: Path, config: Config) -> list[Question]:
+def _read(benchmark: r1.Benchmark, file: Path, config: Config) -> list[Question]:
+    if benchmark is not r1.LIVE_CODE_BENCH:
+        return read_unseen(file, config)
+    require_isolation(config.task.isolation)  # before hours of answers that nobody could grade
+    return read_unseen(file, config, read_programs)
+
+
+def _grade(benchmark: r1.Benchmark, config: Config) -> Grade:
+    if benchmark is not r1.LIVE_CODE_BENCH:
+        return match_answers
+    return partial(grade_programs, isolation=TaskConfig(isolation=config.task.isolation))
+
+
+def read_unseen(file: Path, config: Config, read: Callable[[Path], list[Question]] = read_questions) -> list[Question]:
     """The questions of a file. Raises ValueError where the run's task has trained on one of them."""
-    questions, task = read_questions(file), config.task
+    questions, task = read(file), config.task
     if task.kind in FROM_FILES and task.kind != "custom":
         given = build(task)
         assert isinstance(given, Given)
@@ -115,7 +133,7 @@ def published_table(records: Mapping[str, Record]) -> Table:
 
 def published_notes(records: Mapping[str, Record]) -> list[str]:
     """What the table's figures rest on: the sources, and where this run departs from the published set-up."""
-    lines = [r1.LEFT_OUT]
+    lines = [r1.WINDOW] if r1.LIVE_CODE_BENCH.name in records else []
     for benchmark in r1.SUITE:
         if record := records.get(benchmark.name):
             lines += _departures(benchmark, record)
@@ -163,11 +181,12 @@ def _sit(
     ks: Sequence[int],
     seed: int,
     console: Console,
+    grade: Grade = match_answers,
 ) -> Record:
     """The record of one set of questions, every answer included."""
     started = time.perf_counter()
     with progress(console, file.name, len(questions)) as notify:
-        attempts = attempt_all(engine, questions, sampling, samples, seed, lambda done: notify(done, {}))
+        attempts = attempt_all(engine, questions, sampling, samples, seed, lambda done: notify(done, {}), grade)
     return {
         "file": str(file),
         **score_attempts(attempts, ks),

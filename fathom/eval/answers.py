@@ -17,18 +17,29 @@ class Attempt:
 
     question: Question
     completions: list[Completion]
+    tried: Tried  # the answers in the form in which they are compared, and which are right
 
-    @property
-    def tried(self) -> Tried:
-        """The answers in the form in which they are compared, and which are right."""
-        found = [completion.answer for completion in self.completions]
-        forms = [None if answer is None else self.question.matching_form(answer) for answer in found]
-        return Tried(forms, [form == self.question.answer for form in forms])
+
+Grade = Callable[[Question, Sequence[Completion]], Tried]
+
+
+def match_answers(question: Question, completions: Sequence[Completion]) -> Tried:
+    """Answers that equal the known one are right."""
+    found = [completion.answer for completion in completions]
+    forms = [None if answer is None else question.matching_form(answer) for answer in found]
+    return Tried(forms, [form == question.answer for form in forms])
 
 
 def encode_question(engine: Engine, question: Question) -> list[int]:
-    """The prompt: the question alone for a model of Fathom's, trained to answer so; others are told the form."""
-    told = question.text if engine.speaker.uses_template else f"{question.text}\n\n{question.instruction}"
+    """The prompt: the question alone for a model of Fathom's, trained to answer so; others are told the form.
+
+    All are told what a program is to do.
+    """
+    told = (
+        question.text
+        if engine.speaker.uses_template and not question.tests
+        else f"{question.text}\n\n{question.instruction}"
+    )
     return engine.speaker.put(told)
 
 
@@ -39,6 +50,7 @@ def attempt_all(
     samples: int,
     seed: int,
     notify: Callable[[int], object] = lambda done: None,
+    grade: Grade = match_answers,
 ) -> list[Attempt]:
     """`samples` answers to every question, in the order of the questions; `notify` is told how many are done.
 
@@ -59,7 +71,7 @@ def attempt_all(
     for place, outcome in engine.complete(requests):
         if isinstance(outcome, ValueError):
             raise ValueError(f"question {questions[place].id}: {outcome}")
-        found[place] = Attempt(questions[place], outcome)
+        found[place] = Attempt(questions[place], outcome, grade(questions[place], outcome))
         notify(len(found))
     return [found[place] for place in range(len(questions))]
 
@@ -69,15 +81,18 @@ def score_attempts(attempts: Sequence[Attempt], ks: Sequence[int]) -> dict[str, 
     tried = [attempt.tried for attempt in attempts]
     samples = min(len(attempt.completions) for attempt in attempts)
     require_samples(ks, samples)
+    programs = any(attempt.question.tests for attempt in attempts)  # of which no two are alike: nothing to vote on
+    at = {name: value for name, value in score_at(tried, ks).items() if not (programs and name.startswith("maj@"))}
     replies = [completion for attempt in attempts for completion in attempt.completions]
     return {
         "questions": len(attempts),
         "samples": samples,
         **score_accuracy(tried),
-        **score_at(tried, ks),
+        **at,
         "mean_length": round(sum(len(reply.tokens) for reply in replies) / len(replies), 3),
         "cut": round(sum(reply.finish == "length" for reply in replies) / len(replies), 6),
         "no_answer": round(sum(answer is None for each in tried for answer in each.answers) / len(replies), 6),
+        **({"undecided": sum(each.undecided for each in tried)} if programs else {}),
     }
 
 

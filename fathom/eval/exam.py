@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 LAW = ("temperature", "top_p", "max_tokens")
-BENCHMARKS = ("aime", "math_500", "gpqa")
+BENCHMARKS = ("aime", "math_500", "gpqa", "livecodebench")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +17,14 @@ class Exam:
     aime: Path | None = None  # file of AIME 2024, fields problem and answer (suite r1)
     math_500: Path | None = None  # file of MATH-500, fields problem and answer (suite r1)
     gpqa: Path | None = None  # file of GPQA Diamond, fields question, choices and answer (suite r1)
+    livecodebench: Path | None = None  # file of LiveCodeBench as published, plain or light (suite r1)
     lm_eval: tuple[str, ...] = ()  # tasks of lm-evaluation-harness (extra eval)
     lm_eval_path: Path | None = None  # directory with further tasks for --lm_eval
     few_shot: int | None = None  # worked examples in front of each question of --lm_eval (the task's own number)
     limit: int | None = None  # questions of each task of --lm_eval (all)
-    samples: int | None = None  # answers to each question (eval.samples; suite r1: 64 AIME and GPQA, 16 MATH-500)
+    samples: int | None = (
+        None  # answers to each question (eval.samples; suite r1: 64 AIME and GPQA, 16 MATH-500, 8 LCB)
+    )
     temperature: float | None = None  # of files (the run's; suite r1: 0.6)
     top_p: float | None = None  # of files (the run's; suite r1: 0.95)
     max_tokens: int | None = None  # of files (the run's; suite r1: 32768, or what the context holds)
@@ -45,7 +48,8 @@ class Exam:
         if files and not self.suite:
             raise ValueError(f"--{files[0]} belongs to a suite; add --suite r1, or name the file with --questions")
         if self.suite and not files:
-            raise ValueError("--suite r1 has no questions of its own; give one or more of --aime, --math_500, --gpqa")
+            flags = ", ".join(f"--{name}" for name in BENCHMARKS)
+            raise ValueError(f"--suite r1 has no questions of its own; give one or more of {flags}")
         if not self.asks_files:
             for name in (*LAW, "output"):
                 if getattr(self, name) is not None:

@@ -31,11 +31,8 @@ class Question:
     text: str  # with the choices, where there are any
     answer: str  # in the form of `matching_form`
     choices: tuple[str, ...] = ()
-
-    @property
-    def instruction(self) -> str:
-        """What a model that was not trained on such questions is told about the form of its answer."""
-        return BOX_LETTER if self.choices else BOX
+    instruction: str = BOX  # what a model that was not trained on such questions is told about the form of its answer
+    tests: str = ""  # JSON of what a program must do, where the answer is one: see `fathom.tasks.code`
 
     def matching_form(self, answer: str) -> str:
         """An answer in the form in which equal ones are equal: the letter of a choice, else a canonical text."""
@@ -81,7 +78,7 @@ def _question(number: int, content: bytes) -> Question:
     letter = _letter(str(answer), choices)
     if letter is None:
         raise ValueError(f"answer={answer!r} is none of its {len(choices)} choices; give the letter of the right one")
-    return Question(own, text + listed, letter, choices)
+    return Question(own, text + listed, letter, choices, BOX_LETTER)
 
 
 def _choices(fields: Mapping[str, Any], text: str) -> tuple[tuple[str, ...], object]:

@@ -12,6 +12,7 @@ class Tried:
 
     answers: Sequence[str | None]  # in a form in which equal ones are equal; None where a reply holds none
     correct: Sequence[bool]
+    undecided: int = 0  # answers on which the check came to no verdict; they count as wrong
 
 
 def require_samples(ks: Sequence[int], samples: int) -> None:

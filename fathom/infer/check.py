@@ -25,6 +25,12 @@ def check_drafts(drafts: object, verify: object, modules: int) -> None:
         raise ValueError("drafts need an MTP module, and this model has num_nextn_predict_layers=0; decode without")
 
 
+def check_latents(latents: object) -> None:
+    """Raise ValueError for a cache that there is not."""
+    if latents not in (None, "fp8"):
+        raise ValueError(f'latents={latents!r} is unknown; give "fp8", or None for the numbers of the model')
+
+
 def check_request(request: Request, vocab_size: int, capacity: int) -> None:
     """Raise ValueError, naming the field and its limit, unless a row of `capacity` places can serve the request."""
     _check_ids("prompt", request.prompt, vocab_size)

@@ -80,8 +80,7 @@ class Runner:
             raise ValueError(
                 "invariant=True needs latent attention over pages on a GPU, without drafts; leave it out elsewhere"
             )
-        modules = 1 if tables else len(model.mtp)  # chunks of a prompt are read by one module alone
-        plain = Plain(self._slots, self.states, self._logits, self._draw, self._record, modules)
+        plain = Plain(self._slots, self.states, self._logits, self._draw, self._record)
         self.speculation = (
             Speculation(self.reader, self.rows, self.edits, self.traces, drafts, rule, plain) if drafts else None
         )
@@ -94,35 +93,42 @@ class Runner:
         return WATCHED_BURST if any(tenant.streams for tenant in self.rows.tenants) else BURST
 
     def prefill(self, admissions: Sequence[Admission]) -> None:
-        """Run each prompt once, give each of its samples a row with a copy of the cache, and draw the first tokens."""
-        first, prompts = self.rows.count, [each.request.prompt for each in admissions]
+        """Run each prompt once, give each of its samples a row with a copy of the cache, and draw the first tokens.
+
+        Requests with equal prompts share one run.
+        """
+        first, texts = self.rows.count, [tuple(each.request.prompt) for each in admissions]
+        prompts = list(dict.fromkeys(texts))
         hidden = self._read(prompts, first, routed=any(each.request.experts for each in admissions))
-        owner = self._owner(admissions)
+        place = {prompt: number for number, prompt in enumerate(prompts)}
+        run = torch.tensor([place[text] for text in texts], device=self.device)  # of each admission
+        owner = run[self._owner(admissions)]
         if len(owner) > len(prompts):
             self.cache.copy_rows(first + owner, first + torch.arange(len(owner), device=self.device), hidden.shape[1])
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
-        self.enter(admissions, hidden[torch.arange(len(prompts), device=self.device), ends], hidden)
+        ends = torch.tensor([len(text) - 1 for text in texts], device=self.device)
+        self.enter(admissions, hidden[run, ends].unsqueeze(1), (hidden, owner))
 
     def enter(
         self,
         admissions: Sequence[Admission],
-        states: Float[Tensor, "P D"],
-        hidden: Float[Tensor, "P T D"] | None = None,
+        ends: Float[Tensor, "P M D"],
+        runs: tuple[Float[Tensor, "R T D"], Int[Tensor, " N"]] | None = None,
     ) -> None:
-        """Append a row for each sample of prompts that are cached and end with `states`; draw the first tokens.
+        """Append a row for each sample of prompts that are cached and end in states ends[:, 0]; draw the first tokens.
 
-        With `hidden`, the states at all places, MTP modules may read the prompts later; else they have.
+        With `runs`, the states at all places of some texts and which of them each row has, MTP modules may read the
+        prompts later. Else they have, and the rest of `ends` are theirs: see `Drafter.go_on`.
         """
         first, owner = self.rows.count, self._owner(admissions)
         self.rows.add(admissions, owner)
         self.edits.admit(first)
         self._reach = max(self._reach, *(len(each.request.prompt) + 1 for each in admissions))
         end = self.rows.fields(first).position.clone()
-        if self.speculation and hidden is not None:
-            self.speculation.admit(hidden, end, owner, first)
+        if self.speculation and runs is not None:
+            self.speculation.admit(runs[0], end, runs[1], first)
         elif self.speculation:
-            self.speculation.go_on(states[owner], end, first)
-        state, place = states[owner].unsqueeze(1), end.unsqueeze(1) + 1
+            self.speculation.go_on(ends[owner], end, first)
+        state, place = ends[owner, :1], end.unsqueeze(1) + 1
         drawn = self._draw_next(self._logits(state, place, first)[:, 0], place, first)
         self._record(drawn, first)
 
@@ -136,8 +142,8 @@ class Runner:
         self.take_experts(row)
         return Parked(self.text(row), self.rows.save(row), self.edits.save(row), self.traces.save(row))
 
-    def resume(self, parked: Sequence[Parked], states: Float[Tensor, "P D"]) -> None:
-        """Append parked rows, whose texts are cached up to the newest tokens, those before which end with `states`."""
+    def resume(self, parked: Sequence[Parked], ends: Float[Tensor, "P M D"]) -> None:
+        """Append parked rows, whose texts are cached up to the newest tokens; `ends` as in `enter`."""
         first = self.rows.count
         self.rows.restore([each.row for each in parked])
         self.edits.admit(first)
@@ -146,7 +152,7 @@ class Runner:
             self.traces.restore(row, each.traces)
         self._reach = max(self._reach, *(len(each.text) for each in parked))
         if self.speculation:
-            self.speculation.go_on(states, self.rows.fields(first).position - 1, first)
+            self.speculation.go_on(ends, self.rows.fields(first).position - 1, first)
 
     def text(self, row: int) -> list[int]:
         """The prompt of a row and what it drew."""

@@ -43,7 +43,6 @@ class Plain:
     logits: Callable[[Tensor, Tensor], Tensor]  # of states (N, T, D) and the places they speak of
     draw: Callable[[Tensor, Tensor, int, Tensor | None], Choice]  # by logits, places, first row and edited logits
     record: Callable[[Choice, int, Tensor], None]  # tokens of rows from the first on, which advance so far
-    modules: int  # MTP modules that read prompts
 
 
 class Speculation:
@@ -62,8 +61,8 @@ class Speculation:
         self._rule, self._count = rule, 0 if drafts == "auto" else most
         self._device = model.embedding.weight.device
         self._pace = Pace(most, cache(partial(relative_reads, model.config))) if drafts == "auto" else None
-        modules = min(most, plain.modules)
-        self._drafter = Drafter(reader, rows, modules, most + 1, plain.slots, patient=drafts == "auto")
+        self.modules = min(most, len(model.mtp))  # that draft, one token each
+        self._drafter = Drafter(reader, rows, self.modules, most + 1, plain.slots, patient=drafts == "auto")
         self.verdicts = torch.zeros(2, most, dtype=torch.int64, device=self._device)  # checked and kept, by position
         self._started = 0.0
 
@@ -82,9 +81,9 @@ class Speculation:
         """Rows from `first` on go on behind place last[i] of prompt owner[i] of those that `read` told of."""
         self._drafter.admit(hidden, last, owner, first, read=self._count > 0)
 
-    def go_on(self, states: Float[Tensor, "N D"], last: Int[Tensor, " N"], first: int) -> None:
-        """Rows from `first` on go on behind place last[i], where the model was in states[i]; module 0 has read them."""
-        self._drafter.go_on(states, last, first)
+    def go_on(self, ends: Float[Tensor, "N M D"], last: Int[Tensor, " N"], first: int) -> None:
+        """Rows from `first` on go on behind place last[i], read by the modules; `ends` as in `Drafter.go_on`."""
+        self._drafter.go_on(ends, last, first)
 
     def read_up_to(self, row: int) -> int:
         """Places of a row that the modules have read, each with the token behind it."""

@@ -10,11 +10,12 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int16, Int32
+from jaxtyping import Bool, Float, Int, Int16, Int32, UInt8
 from torch import Tensor
 
 from fathom.config import ModelConfig
 from fathom.kernels.attention import latent_attention, paged_latent_attention
+from fathom.kernels.latents import dequantize_latents, latent_bytes, quantize_latents
 
 
 class LatentCache:
@@ -100,7 +101,11 @@ class CacheSlots:
 
 
 class PagedCache:
-    """Pages of cached vectors, (pages, page_size, width) per layer as in `LatentCache`; tables say whose they are."""
+    """Pages of cached vectors, (pages, page_size, width) per layer as in `LatentCache`; tables say whose they are.
+
+    With `fp8` they hold what `quantize_latents` packs. New tokens then see each other so too, as whoever comes later
+    will see them: how a text was cut into passes does not show in it.
+    """
 
     experts: Int16[Tensor, "pages page_size LK"] | None = None
 
@@ -111,8 +116,14 @@ class PagedCache:
         page_size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        fp8: bool = False,
     ) -> None:
-        shape = (pages, page_size, config.attention.cache_width)
+        a = config.attention
+        self.rank = a.kv_lora_rank if fp8 else None  # of packed latents
+        width, dtype = (
+            (latent_bytes(a.kv_lora_rank, a.qk_rope_head_dim), torch.uint8) if fp8 else (a.cache_width, dtype)
+        )
+        shape = (pages, page_size, width)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(cached_layers(config))]
 
     @property
@@ -151,7 +162,9 @@ class PagedSlots:
         size = cache.page_size
         pages = table.long().gather(1, positions // size)
         entries = (pages * size + positions % size).flatten()
-        return PagedSlots(cache, table[:, : -(-length // size)], positions, entries, length, fresh)
+        return PagedSlots(
+            cache, table[:, : -(-length // size)], positions, entries, length, fresh and cache.rank is None
+        )
 
     @cached_property
     def mask(self) -> Bool[Tensor, "B T S"]:
@@ -170,7 +183,7 @@ class PagedSlots:
 
     def extend(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "B S W"]:
         """Write what one layer caches of the new tokens and return a copy of all entries that may be seen."""
-        return self._gather(self._write(layer, vectors))
+        return self._seen(self._write(layer, vectors), vectors.shape[-1]).to(vectors.dtype)
 
     def attend(
         self, layer: int, latents: Float[Tensor, "B T W"], q: Float[Tensor, "B T H W"], rank: int, scale: float
@@ -179,16 +192,20 @@ class PagedSlots:
         pages = self._write(layer, latents)
         if pages.is_cuda:
             return paged_latent_attention(q, pages, self.table, self.seen, rank, scale)
-        return latent_attention(q, self._gather(pages), rank, scale, self.bias)  # one mask and index for all layers
+        return latent_attention(
+            q, self._seen(pages, latents.shape[-1]).to(q.dtype), rank, scale, self.bias
+        )  # one mask and index for all layers
 
-    def _write(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "P Z W"]:
-        pages = self.cache.layers[layer]
-        pages.view(-1, pages.shape[-1]).index_copy_(0, self.entries, vectors.flatten(0, 1).to(pages.dtype))
+    def _write(self, layer: int, vectors: Float[Tensor, "B T W"]) -> Float[Tensor, "P S W"] | UInt8[Tensor, "P S Y"]:
+        pages, rank, entries = self.cache.layers[layer], self.cache.rank, vectors.flatten(0, 1)
+        entries = entries.to(pages.dtype) if rank is None else quantize_latents(entries, rank)
+        pages.view(-1, pages.shape[-1]).index_copy_(0, self.entries, entries)
         return pages
 
-    def _gather(self, pages: Float[Tensor, "P Z W"]) -> Float[Tensor, "B S W"]:
-        rows = pages.index_select(0, self._pages).view(len(self.table), -1, pages.shape[-1])  # (B, C*Z, W)
-        return rows.narrow(1, 0, self.length)
+    def _seen(self, pages: Float[Tensor, "P Z E"] | UInt8[Tensor, "P Z E"], width: int) -> Float[Tensor, "B S W"]:
+        rows = pages.index_select(0, self._pages).view(len(self.table), -1, pages.shape[-1])  # (B, C*Z, E)
+        entries, rank = rows.narrow(1, 0, self.length), self.cache.rank
+        return entries if rank is None else dequantize_latents(entries, rank, width - rank)
 
     @cached_property
     def _pages(self) -> Int32[Tensor, " B*C"]:

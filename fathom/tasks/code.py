@@ -1,8 +1,9 @@
 r"""Programs with tests, from a JSONL file. The tests' right outputs never enter the process that runs the program.
 
 A line has `question` and `tests`: `{"input": TEXT, "output": TEXT}` for a program that reads and writes text or, with
-`function`, `{"args": [...], "result": VALUE}` for a function of that name. Outputs are compared without spaces at the
-ends of lines, results as JSON. An answer is the program itself, or in a fenced block.
+`function`, `{"args": [...], "result": VALUE}` for a function of that name, or for that method of its class Solution.
+Outputs are compared without spaces at the ends of lines, results as JSON. An answer is the program itself, or in a
+fenced block.
 """
 
 import json
@@ -37,7 +38,8 @@ here = os.path.dirname(os.path.abspath(__file__))
 spec = importlib.util.spec_from_file_location("program", os.path.join(here, "program.py"))
 program = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(program)
-said.write(json.dumps([getattr(program, name)(*arguments) for arguments in calls]))
+owner = program if hasattr(program, name) else program.Solution()
+said.write(json.dumps([getattr(owner, name)(*arguments) for arguments in calls]))
 said.flush()
 os._exit(0)
 """

@@ -17,6 +17,7 @@ from fathom.eval.exam import Exam
 from fathom.eval.questions import Question
 from fathom.runs import Run
 from fathom.tasks import Problem, build
+from fathom.tasks.sandbox import can_isolate
 from fathom.tasks.task import is_held_out
 
 QUESTION, ANSWER = "8,2,4:10", "8+4-2"
@@ -91,7 +92,7 @@ def test_the_suite_stands_beside_the_published_scores(
     assert ["AIME 2024 cons@64", "50.0", "-", "86.7", "-", "-", "13.4", "26.7"] in cells
     assert re.search(r"MATH-500 pass@1 +- +90.2 ", said)
     words_said = " ".join(said.split())
-    assert r1.LEFT_OUT in words_said
+    assert r1.WINDOW not in words_said
     assert "AIME 2024 was run with temperature 0.0 where R1 had 0.6, max_tokens 24 where R1 had 32768." in words_said
     assert f"R1-Zero: {r1.PAPER}, Table 2; the second version and Nature print 77.9" in words_said
 
@@ -106,6 +107,25 @@ def test_the_suite_takes_the_room_that_the_context_has(
     assert (law["temperature"], law["top_p"]) == (0.6, 0.95)
     assert law["max_tokens"] == min(32768, trained.config.model.max_position_embeddings - 11)
     assert list(kept["benchmarks"]) == ["MATH-500", "GPQA Diamond"]
+
+
+def test_programs_of_the_suite_are_run_beside_the_published_scores(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    cases = json.dumps([{"input": "", "output": "6", "testtype": "stdin"}])
+    lines = [{"question_content": QUESTION, "public_test_cases": cases, "private_test_cases": "[]"}]
+    file, output = write(tmp_path / "lcb.jsonl", *lines), tmp_path / "out.json"
+    isolation = "require" if can_isolate() else "limits"
+    words = f"{trained.path} --suite r1 --livecodebench {file} --max_tokens 8 --output {output} "
+    words += f"--task.isolation {isolation}"
+    said, kept = said_and_kept(words.split(), output, capsys)
+    record = kept["benchmarks"]["LiveCodeBench"]
+    assert (record["samples"], record["accuracy"], record["undecided"]) == (8, 0, 0)
+    assert (record["sampling"]["temperature"], record["sampling"]["top_p"]) == (0.6, 0.95)
+    cells = [re.split(r"\s{2,}", line.strip()) for line in said.splitlines()]
+    assert ["LiveCodeBench pass@1", "0.0", "36.2", "50.0", "65.9", "63.4", "34.2", "33.8"] in cells
+    assert r1.WINDOW in " ".join(said.split())
 
 
 def test_every_published_row_is_complete() -> None:
@@ -127,7 +147,7 @@ def test_every_published_row_is_complete() -> None:
         ("--temperature 0.5", "--temperature belongs to --questions, --suite or --lm_eval"),
         ("--output x", "--output belongs to --questions, --suite"),
         ("--aime x", "--aime belongs to a suite; add --suite r1"),
-        ("--suite r1", "give one or more of --aime, --math_500, --gpqa"),
+        ("--suite r1", "give one or more of --aime, --math_500, --gpqa, --livecodebench"),
         ("--suite r1 --questions x --aime x", "are evaluations of their own"),
         ("--questions absent.jsonl", "there is no file absent.jsonl"),
         ("--limit 3", "--limit belongs to --lm_eval"),
