@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fathom.checkpoint.hub import load_published, save_published
+from fathom.checkpoint.manifest import MANIFEST
 from fathom.config.published import to_published
 from fathom.model import Transformer
 
@@ -43,21 +44,26 @@ def save_checkpoint(
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / OPTIMIZER)
         (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
         for written in (*partial.iterdir(), partial):
-            _flush(written)
+            flush(written)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _fault_of_the_disk(error, partial) from error
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
-    _flush(stage_dir)
+    flush(stage_dir)
+    prune(stage_dir, keep)
+    return final
+
+
+def prune(stage_dir: Path, keep: int) -> None:
+    """Delete all complete checkpoints of a stage but the newest `keep`."""
     for old in list_checkpoints(stage_dir)[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
 def list_checkpoints(stage_dir: Path) -> list[Path]:
     """The complete checkpoints of a stage, oldest first."""
-    return sorted(path for path in stage_dir.glob("step_*") if (path / STATE).exists())
+    return sorted(path for path in stage_dir.glob("step_*") if (path / STATE).exists() or (path / MANIFEST).exists())
 
 
 def load_weights(path: Path, model: Transformer) -> None:
@@ -103,7 +109,7 @@ def _fault_of_the_disk(error: OSError | SafetensorError, path: Path) -> OSError:
     return OSError(int(number[1]) if number else errno.EIO, f"a checkpoint could not be written ({error})", str(path))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Force a file or a directory entry to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
