@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fathom.checkpoint.hub import load_published, save_published
+from fathom.checkpoint.hub import load_published, read_config, save_published
 from fathom.checkpoint.manifest import MANIFEST
+from fathom.config import ModelConfig
 from fathom.config.published import to_published
 from fathom.model import Transformer
 
@@ -72,14 +73,23 @@ def load_weights(path: Path, model: Transformer) -> None:
     Compared is what a published config.json carries: how fast the selection bias moves, say, is not in it.
     """
     loaded = load_published(path)
-    found, wanted = to_published(loaded.config), to_published(model.config)
+    _require_equal(path, loaded.config, model.config)
+    model.load_state_dict(loaded.state_dict())
+
+
+def require_config(path: Path, config: ModelConfig) -> None:
+    """Refuse a checkpoint of another config than `config` with the field that differs, as `load_weights` does."""
+    _require_equal(path, read_config(path), config)
+
+
+def _require_equal(path: Path, its: ModelConfig, ours: ModelConfig) -> None:
+    found, wanted = to_published(its), to_published(ours)
     for field in wanted | found:
         if found.get(field) != wanted.get(field):
             raise ValueError(
                 f"{path} was made with {field}={found.get(field)}, but the config says {wanted.get(field)}; "
                 "use the config it was trained with, or name another --out"
             )
-    model.load_state_dict(loaded.state_dict())
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from fathom.config import ParallelConfig
 from fathom.parallel.mesh import Axis, Mesh
 
 R = TypeVar("R")
@@ -36,6 +37,7 @@ class World:
     size: int
     device: torch.device
     mesh: Mesh = field(default_factory=Mesh)
+    layout: ParallelConfig = field(default_factory=ParallelConfig)
 
     @property
     def is_main(self) -> bool:
@@ -74,6 +76,21 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda was asked for, but torch sees no GPU; use --device cpu or install a CUDA build")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def is_torchrun() -> bool:
+    """Whether torchrun started this process, and others beside it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_restarted() -> bool:
+    """Whether torchrun started this process after one before it had failed."""
+    return is_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def is_first() -> bool:
+    """Whether this process will be the first of its world, which is not there yet."""
+    return not is_torchrun() or os.environ["RANK"] == "0"
 
 
 def launch(workers: int, device: str, work: Callable[..., R], *args: object) -> R:

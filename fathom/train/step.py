@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fathom.config import OptimizerConfig
 from fathom.model import Transformer, update_selection_bias
 from fathom.parallel.world import World
+from fathom.train.guard import Guard
 from fathom.train.loss import Losses
 from fathom.train.microscope import Fallback
 from fathom.train.optimizer import build_optimizer
@@ -75,6 +76,7 @@ class StepReport:
     parts: dict[str, float]
     grad_norm: float
     loads: Tensor  # (L, E); empty without experts
+    left_out: str = ""  # why the update was not made
 
 
 def train_step(
@@ -84,8 +86,11 @@ def train_step(
     rates: Rates,
     world: World,
     dtype: torch.dtype = torch.float32,
+    guard: Guard | None = None,
 ) -> StepReport:
     """Accumulate gradients over the micro-batches and processes, clip, update, then move the selection bias.
+
+    An update that `guard` objects to is left out: nothing moves. Without a guard a gradient that is not finite raises.
 
     `losses_of` divides by denominators of the whole step, so the gradient does not depend on how the step is
     cut into micro-batches or processes. Every process brings at least one micro-batch, if only of weight zero.
@@ -104,6 +109,10 @@ def train_step(
     _sum_over_world(parameters, parts, loads, world)
     gradients = [p.grad for p in parameters if p.grad is not None]
     grad_norm = clip_gradients(gradients, rates.clip_norm)
+    objection = guard.objection(state.step + 1, float(parts["loss"]), grad_norm, world) if guard else ""
+    if objection:
+        state.optimizer.zero_grad(set_to_none=False)
+        return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, _stack(loads), objection)
     if not math.isfinite(grad_norm):
         raise RuntimeError(
             f"the gradient is not finite at step {state.step + 1}: training has diverged; the weights are those of the "
@@ -114,12 +123,16 @@ def train_step(
     state.optimizer.step()
     torch.autograd.graph.increment_version(parameters)  # fused AdamW does not, and FP8 codes are kept by version
     state.optimizer.zero_grad(set_to_none=False)  # one buffer a gradient for the whole run
-    stacked = torch.stack(loads) if loads else torch.zeros(0, 0)
+    stacked = _stack(loads)
     if rates.bias_speed and loads:
         update_selection_bias(model, stacked, rates.bias_speed)
     if "ema" in state.copies:
         torch._foreach_lerp_(state.copies["ema"], list(model.state_dict().values()), 1 - rates.ema_decay)  # pyright: ignore
     return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, stacked)
+
+
+def _stack(loads: list[Tensor]) -> Tensor:
+    return torch.stack(loads) if loads else torch.zeros(0, 0)
 
 
 def clip_gradients(gradients: Sequence[Tensor], clip_norm: float) -> float:
