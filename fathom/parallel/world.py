@@ -21,11 +21,13 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from fathom.config import ParallelConfig
+from fathom.parallel.meeting import meet
 from fathom.parallel.mesh import Axis, Mesh
 
 R = TypeVar("R")
 
 PATIENCE = 5.0  # seconds that the others have to say what went wrong
+ELASTIC_PATIENCE = timedelta(days=1)  # of processes for one that prepares the data; torchrun sees who has failed
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -101,7 +103,10 @@ def launch(workers: int, device: str, work: Callable[..., R], *args: object) -> 
     """
     chosen = choose_device(device)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = meet(ELASTIC_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ELASTIC_PATIENCE)
         world = _settle(dist.get_rank(), dist.get_world_size(), chosen)
         return work(world, *args)
     size = 1 if chosen.type == "cuda" else workers
