@@ -11,11 +11,7 @@ import time
 import uuid
 from datetime import timedelta
 
-from torch.distributed import (  # pyright: ignore[reportPrivateImportUsage]
-    PrefixStore,
-    Store,
-    TCPStore,
-)
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # torch.distributed does not export them
 
 PAUSE = 0.02  # seconds between looks
 

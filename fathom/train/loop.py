@@ -12,6 +12,7 @@ import torch
 from fathom.checkpoint.sharded import Saver
 from fathom.config import ResilienceConfig, TrainConfig
 from fathom.model import Transformer
+from fathom.model.parallelize import let_go, parallelize
 from fathom.model.precision import fp8_layers, use_fp8
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
@@ -91,15 +92,19 @@ def train_language(
     `batch_of(step, rows)` gives this process's share of a global batch of `rows`; it depends on nothing else,
     so an interrupted run repeats exactly what an unbroken one does. `validation` batches are this process's too.
     """
+    require_spread(config, place.world)
+    model = parallelize(model, place.world, place.dtype)
     state = resume(place, TrainState.start(model, config.optimizer))
     in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
     fall_back(model, state.fallbacks)
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
-    first_row = schedule.rows_before(config.schedule, config.batch_rows, state.step, config.steps, place.world.size)
+    first_row = schedule.rows_before(
+        config.schedule, config.batch_rows, state.step, config.steps, place.world.rows.size
+    )
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step
-        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.size)
+        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.rows.size)
         micro_batches = split_rows(batch_of(step, rows), config.micro_batch_rows)
         denominators = Denominators.of(micro_batches, len(model.mtp), place.world)
         weight = schedule.mtp_weight(config.schedule, step, config.steps)
@@ -171,7 +176,8 @@ def split_rows(batch: Batch, rows: int) -> list[Batch]:
 
 def language_metrics(report: StepReport) -> dict[str, object]:
     """A step's losses and balance, as they go into metrics.jsonl."""
-    return {**report.parts, "grad_norm": report.grad_norm, **balance_metrics(report.loads)}
+    sent = {"sent_bytes": report.sent} if report.sent else {}
+    return {**report.parts, "grad_norm": report.grad_norm, **balance_metrics(report.loads), **sent}
 
 
 def speed_metrics(tokens: float, seconds: float, flops_per_token: float, world: World) -> dict[str, object]:
@@ -187,7 +193,8 @@ def validation_loss(model: Transformer, batches: Sequence[Batch], place: Place, 
     denominators = Denominators.of(batches, 0, place.world)
     device = place.world.device
     losses = [language_losses(model, b, denominators, 0.0, device, mask_documents).parts["loss_main"] for b in batches]
-    return place.world.sum_numbers(sum(float(loss) for loss in losses))[0]
+    let_go(model)
+    return place.world.tokens.sum_numbers(sum(float(loss) for loss in losses))[0]
 
 
 def finish_step(
@@ -227,6 +234,15 @@ def save(place: Place, state: TrainState, keep: int, data: dict[str, Any]) -> No
         keep_parts(place.saver, directory, state, place.world, values, keep)
     elif place.world.is_main:
         keep_whole(directory, state, values, keep)
+
+
+def require_spread(config: TrainConfig, world: World) -> None:
+    """Refuse what cannot be done with weights in parts."""
+    if config.fp8_check_every and world.layout.shard > 1:
+        raise ValueError(
+            f"fp8_check_every={config.fp8_check_every} compares gradients of whole weights, but parallel.shard="
+            f"{world.layout.shard} leaves none whole; choose fp8_check_every=0, or check with parallel.shard=1"
+        )
 
 
 def resume(place: Place, state: TrainState) -> TrainState:
