@@ -98,13 +98,12 @@ def train_language(
     in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
     fall_back(model, state.fallbacks)
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
-    first_row = schedule.rows_before(
-        config.schedule, config.batch_rows, state.step, config.steps, place.world.rows.size
-    )
+    readers = place.world.rows.size
+    first_row = schedule.rows_before(config.schedule, config.batch_rows, state.step, config.steps, readers)
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step
-        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.rows.size)
+        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, readers)
         micro_batches = split_rows(batch_of(step, rows), config.micro_batch_rows)
         denominators = Denominators.of(micro_batches, len(model.mtp), place.world)
         weight = schedule.mtp_weight(config.schedule, step, config.steps)
