@@ -80,7 +80,7 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, sta
 
         kept = validation_batches(shards.validation, 64, train.seq_len, world.rank, world.size)
         model = new_model(config, world)
-        place = Place(run, "pretrain", world, compute_dtype(config, world), notify)
+        place = Place(run, "pretrain", world, compute_dtype(config, world), notify, config.resilience)
         train_language(place, train, model, batch_of, kept, config.text.mask_documents)
         return training_record(run, "pretrain", model, train, last_line(run, "tokenize")["data_hash"])
 
@@ -136,7 +136,7 @@ def fine_tune(
             world=world.size,
         )
         model = model_of_stage(config, run, world, source)
-        place = Place(run, stage, world, compute_dtype(config, world), notify)
+        place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
         train_language(place, train, model, lambda step, rows: loader.batch(skip + step, rows))
         return training_record(run, stage, model, train, file_hash(solved_path(config, run, tokenizer)))
 
@@ -158,7 +158,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
         model = model_of_stage(config, run, world, source)
-        place = Place(run, "grpo", world, compute_dtype(config, world), notify)
+        place = Place(run, "grpo", world, compute_dtype(config, world), notify, config.resilience)
         train_grpo(place, config.grpo, model, build(config.task), tokenizer, config.seed)
         lines = run.read_metrics("grpo")
         per_token = train_flops_per_token(model.config, config.grpo.sampling.max_tokens, mtp=False)

@@ -92,6 +92,21 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def is_torchrun() -> bool:
+    """Whether torchrun started this process, and others beside it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_restarted() -> bool:
+    """Whether torchrun started this process after one before it had failed."""
+    return is_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def is_first() -> bool:
+    """Whether this process will be the first of its world, which is not there yet."""
+    return not is_torchrun() or os.environ["RANK"] == "0"
+
+
 def launch(
     workers: int, device: str, work: Callable[..., R], *args: object, layout: ParallelConfig | None = None
 ) -> R:
@@ -102,7 +117,7 @@ def launch(
     them all where one fails. Raises ValueError where the processes do not divide into the layout's ways.
     """
     chosen, layout = choose_device(device), layout or ParallelConfig()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if is_torchrun():
         return _join_elastic(chosen, layout, work, args)
     size = 1 if chosen.type == "cuda" else workers
     replicas(layout, size)

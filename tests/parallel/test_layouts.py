@@ -22,7 +22,7 @@ from fathom.config import (
     TrainConfig,
 )
 from fathom.model import Transformer
-from fathom.model.parallelize import gathered, joined, local, parallelize
+from fathom.model.parallelize import gathered, parallelize, whole
 from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, launch
 from fathom.runs import Run
@@ -125,7 +125,7 @@ def gradients(world: World) -> dict[str, Tensor]:
     parts, loads = accumulate(model, micro_batches, losses_of, world)
     sum_over_world(model, parts, loads, world)
     return {
-        name: joined(local(p.grad), p).clone() for name, p in model.named_parameters() if p.grad is not None
+        name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None
     }
 
 
@@ -148,7 +148,7 @@ def train(world: World, path: Path) -> dict[str, object]:
 
 
 def gather_copy(copy: list[Tensor]) -> dict[str, Tensor]:
-    return {str(index): joined(local(tensor), tensor).clone() for index, tensor in enumerate(copy)}
+    return {str(index): whole(tensor).clone() for index, tensor in enumerate(copy)}
 
 
 def train_all(world: World, layouts: Sequence[tuple[str, ParallelConfig]], path: Path) -> dict[str, dict[str, object]]:
