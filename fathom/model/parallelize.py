@@ -165,12 +165,18 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def spread_as(own: Tensor, like: Tensor) -> Tensor:
-    """A tensor of which every process holds a part, `own`, as it does of `like`; a number is everywhere the same."""
-    if not isinstance(like, DTensor) or not own.ndim:
+def as_part(own: Tensor, like: Tensor) -> Tensor:
+    """A tensor of which every process holds a part, this one `own`, as it does of `like`; no one need ask."""
+    if not isinstance(like, DTensor):
         return own
-    mesh, placements = like.device_mesh, like.placements
-    return DTensor.from_local(own, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+    return DTensor.from_local(
+        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def joined(own: Tensor, like: Tensor) -> Tensor:
+    """A tensor whole again of which every process holds a part as it does of `like`; every process must ask."""
+    return whole(as_part(own, like))
 
 
 def copies_of(parameter: Tensor, world: World) -> int:
@@ -194,7 +200,14 @@ def take(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def spread_like(wholes: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
     """Whole tensors as they lie in `like`, one by one."""
-    return [spread_as(part(tensor, other).clone(), other) for tensor, other in zip(wholes, like, strict=True)]
+    return [
+        DTensor.from_local(
+            part(tensor, other).clone(), other.device_mesh, other.placements, shape=other.shape, stride=other.stride()
+        )
+        if isinstance(other, DTensor)
+        else tensor
+        for tensor, other in zip(wholes, like, strict=True)
+    ]
 
 
 @torch.no_grad()

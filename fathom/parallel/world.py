@@ -25,11 +25,13 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fathom.config import ParallelConfig
+from fathom.parallel.meeting import meet
 from fathom.parallel.mesh import Axis, Mesh, build_mesh, replicas
 
 R = TypeVar("R")
 
 PATIENCE = 5.0  # seconds that the others have to say what went wrong
+ELASTIC_PATIENCE = timedelta(days=1)  # of processes for one that prepares the data; torchrun sees who has failed
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -107,9 +109,7 @@ def is_first() -> bool:
     return not is_torchrun() or os.environ["RANK"] == "0"
 
 
-def launch(
-    workers: int, device: str, work: Callable[..., R], *args: object, layout: ParallelConfig | None = None
-) -> R:
+def launch(workers: int, device: str, work: Callable[..., R], *args: object, layout: ParallelConfig | None = None) -> R:
     """Run `work(world, *args)` in `workers` processes, spread as `layout` says, and return what the first one returns.
 
     The first process is this one, so that its errors, its Ctrl-C and its progress bar are the user's. If
@@ -151,9 +151,11 @@ def _join_elastic(device: torch.device, layout: ParallelConfig, work: Callable[.
 
     def take_part() -> R:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = meet(ELASTIC_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ELASTIC_PATIENCE)
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        return work(_settle(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device, layout), *args)
+        return work(_settle(rank, size, local_rank, local_size, device, layout), *args)
 
     try:
         return cast(R, record(take_part)())

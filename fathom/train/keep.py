@@ -13,9 +13,9 @@ from fathom.checkpoint.sharded import Opened, Saver, is_sharded
 from fathom.checkpoint.state import list_checkpoints, load_state, load_weights, require_config, save_checkpoint
 from fathom.config.published import to_published
 from fathom.model import Transformer
-from fathom.model.parallelize import is_spread, local, spread_as, spread_like, take
+from fathom.model.parallelize import as_part, is_spread, let_go, local, spread_like, take
 from fathom.parallel.world import World
-from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors, owned, parted_tensors
+from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors, owned_parameters, parted_tensors
 from fathom.train.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -81,15 +81,10 @@ def restore(stage_dir: Path, state: TrainState, world: World) -> dict[str, Any]:
 def _restore_whole(path: Path, state: TrainState, world: World) -> dict[str, Any]:
     if world.mesh.pipeline.size > 1:
         raise ValueError(
-            f"{path} was written whole by one process, and here none has all layers; go on with parallel.pipeline=1, "
-            "or start from its weights with --init"
+            f"{path} was written whole by one process, and a pipeline's processes hold some layers each; go on without "
+            "one, or start from its weights with --init"
         )
-    loaded = state.model
-    if is_spread(state.model):
-        loaded = Transformer(state.model.config)
-    load_weights(path, loaded)
-    if loaded is not state.model:
-        take(state.model, loaded.state_dict())
+    _load_whole_weights(state.model, path)
     tensors, values = load_state(path)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -97,19 +92,30 @@ def _restore_whole(path: Path, state: TrainState, world: World) -> dict[str, Any
         parts.setdefault(kind, {})[rest] = tensor.to(world.device)
     moments = parts.pop(OPTIMIZER, {})  # none where every update so far was left out
     load_optimizer_tensors(state.optimizer, parted_tensors(moments, state.model))
-    like = list(state.model.state_dict().values())
-    copies = {kind: [copy[str(i)] for i in range(len(copy))] for kind, copy in parts.items()}
-    state.copies = {kind: spread_like(copy, like) if is_spread(state.model) else copy for kind, copy in copies.items()}
+    state.copies = {kind: [copy[str(i)] for i in range(len(copy))] for kind, copy in parts.items()}
+    if is_spread(state.model):
+        like = list(state.model.state_dict().values())
+        state.copies = {kind: spread_like(copy, like) for kind, copy in state.copies.items()}
     state.step, state.fallbacks = values["step"], values.get("fallbacks", {})
     return values
 
 
+def _load_whole_weights(model: Transformer, path: Path) -> None:
+    """A checkpoint's weights, or this process's part of them where the model is spread."""
+    if not is_spread(model):
+        return load_weights(path, model)
+    loaded = Transformer(model.config)
+    load_weights(path, loaded)
+    take(model, loaded.state_dict())
+
+
 def _restore_parts(opened: Opened, state: TrainState, world: World) -> None:
     require_config(opened.path, state.model.config)
+    let_go(state.model)
     weights = state.model.state_dict()
     wanted = {f"{WEIGHTS}.{name}": tensor for name, tensor in weights.items()}
     moments = _empty_moments(opened, state)
-    for (name, entry), tensor in moments.items():
+    for (name, entry), (_, tensor) in moments.items():
         wanted[f"{OPTIMIZER}.{name}.{entry}"] = tensor
     copies: dict[str, list[Tensor]] = {}
     for kind, count in opened.values["copies"].items():
@@ -125,12 +131,10 @@ def _restore_parts(opened: Opened, state: TrainState, world: World) -> None:
     opened.load(wanted | (random if same_world else {}))
     if same_world:
         _set_random_states(random, world)
-    own = owned(state.optimizer, state.model)
-    for (name, entry), tensor in moments.items():
-        _, mine = own[name]
-        state.optimizer.state[mine][entry] = local(tensor)
-        if mine.grad is None:  # an unbroken run keeps the buffer, so decay and momentum go on without a gradient
-            mine.grad = torch.zeros_like(mine)
+    for (_, entry), (own, tensor) in moments.items():
+        state.optimizer.state[own][entry] = local(tensor)
+        if own.grad is None:  # an unbroken run keeps the buffer, so decay and momentum go on without a gradient
+            own.grad = torch.zeros_like(own)
     state.copies = copies
     state.step, state.fallbacks = opened.values["step"], opened.values.get("fallbacks", {})
 
@@ -146,9 +150,10 @@ def _parts(state: TrainState, world: World) -> dict[str, Tensor]:
     """This process's tensors under names that are the same in every layout."""
     weights = state.model.state_dict()
     parts = {f"{WEIGHTS}.{name}": tensor for name, tensor in weights.items()}
-    for name, (parameter, mine) in owned(state.optimizer, state.model).items():
-        entries: dict[str, Tensor] = state.optimizer.state.get(mine, {})
-        parts |= {f"{OPTIMIZER}.{name}.{entry}": spread_as(tensor, parameter) for entry, tensor in entries.items()}
+    for name, parameter, own in owned_parameters(state.model, state.optimizer):
+        entries: dict[str, Tensor] = state.optimizer.state.get(own, {})
+        for entry, tensor in entries.items():
+            parts[f"{OPTIMIZER}.{name}.{entry}"] = as_part(tensor, parameter) if tensor.ndim else tensor
     for kind, copy in state.copies.items():
         names = weights if _follows_weights(state, kind) else map(str, range(len(copy)))
         parts |= {f"{kind}.{name}": tensor for name, tensor in zip(names, copy, strict=True)}
@@ -160,20 +165,19 @@ def _follows_weights(state: TrainState, kind: str) -> bool:
     return [tensor.shape for tensor in state.copies[kind]] == shapes
 
 
-def _empty_moments(opened: Opened, state: TrainState) -> dict[tuple[str, str], Tensor]:
-    """(Name of a parameter, entry of its optimizer state) -> room for this process's part."""
-    parameters = dict(state.model.named_parameters())
-    room: dict[tuple[str, str], Tensor] = {}
+def _empty_moments(opened: Opened, state: TrainState) -> dict[tuple[str, str], tuple[torch.nn.Parameter, Tensor]]:
+    """(Name of a parameter, entry of its state) -> what the optimizer works on, and room for this process's part."""
+    parameters = {name: (whole, own) for name, whole, own in owned_parameters(state.model, state.optimizer)}
+    room: dict[tuple[str, str], tuple[torch.nn.Parameter, Tensor]] = {}
     for kept, (dtype, shape) in opened.forms.items():
         kind, _, rest = kept.partition(".")
         name, _, entry = rest.rpartition(".")
         if kind != OPTIMIZER or name not in parameters:
             continue
-        parameter = parameters[name]
-        is_like = shape == tuple(parameter.shape)
-        room[name, entry] = (
-            torch.zeros_like(parameter, dtype=dtype) if is_like else _empty(opened, kept, parameter.device)
-        )
+        whole, own = parameters[name]
+        is_like = shape == tuple(whole.shape)
+        tensor = as_part(torch.zeros_like(own, dtype=dtype), whole) if is_like else _empty(opened, kept, own.device)
+        room[name, entry] = (own, tensor)
     return room
 
 

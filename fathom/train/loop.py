@@ -98,7 +98,9 @@ def train_language(
     in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
     fall_back(model, state.fallbacks)
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
-    first_row = schedule.rows_before(config.schedule, config.batch_rows, state.step, config.steps, place.world.rows.size)
+    first_row = schedule.rows_before(
+        config.schedule, config.batch_rows, state.step, config.steps, place.world.rows.size
+    )
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from fathom.config import OptimizerConfig
 from fathom.kernels.optimizer import adamw_
-from fathom.model.parallelize import local, part
+from fathom.model.parallelize import joined, local, part
 
 
 class LowMomentAdamW(torch.optim.Optimizer):
@@ -63,11 +63,22 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 
 def hand_over_gradients(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Let the optimizer see the gradients of the parts that it works on."""
-    for parameter, own in owned(optimizer, model).values():
+    owned = chain(*(group["params"] for group in optimizer.param_groups))
+    for parameter, own in zip(chain(*_groups(model)), owned, strict=True):
         if parameter is not own:
             assert own.data_ptr() == local(parameter.detach()).data_ptr(), "a shard has moved since the optimizer began"
             if parameter.grad is not None:
                 own.grad = local(parameter.grad)
+
+
+def owned_parameters(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+    """Name of every parameter, the parameter, and what the optimizer works on: itself, or this process's part."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    owned = chain(*(group["params"] for group in optimizer.param_groups))
+    for parameter, own in zip(chain(*_groups(model)), owned, strict=True):
+        yield names[parameter], parameter, own
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -90,18 +101,19 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
             parameter.grad = torch.zeros_like(parameter)
 
 
+def joined_tensors(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """`optimizer_tensors` of a model that is spread, whole again; every process must ask."""
+    return {name: joined(t, like) if t.ndim else t for name, t, like in _with_parameters(tensors, model)}
+
+
 def parted_tensors(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """This process's parts of `optimizer_tensors` of a model that was not spread."""
+    """This process's parts of what `joined_tensors` gave."""
+    return {name: part(t, like).clone() if t.ndim else t for name, t, like in _with_parameters(tensors, model)}
+
+
+def _with_parameters(tensors: dict[str, Tensor], model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Parameter]]:
     parameters = list(chain(*_groups(model)))
-    like = {name: parameters[int(name.split(".")[0])] for name in tensors}
-    return {name: part(t, like[name]).clone() if t.ndim else t for name, t in tensors.items()}
-
-
-def owned(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Every parameter by name, with what the optimizer works on: itself, or this process's part of it."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    own = chain(*(group["params"] for group in optimizer.param_groups))
-    return {names[id(p)]: (p, mine) for p, mine in zip(chain(*_groups(model)), own, strict=True)}
+    return ((name, tensor, parameters[int(name.split(".")[0])]) for name, tensor in tensors.items())
 
 
 def _groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -188,6 +188,10 @@ def update(
     return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, stacked)
 
 
+def _stack(loads: list[Tensor]) -> Tensor:
+    return torch.stack(loads) if loads else torch.zeros(0, 0)
+
+
 def clip_gradients(gradients: Sequence[Tensor], clip_norm: float, norm: float | None = None) -> float:
     """Scale the gradients down to `clip_norm` if their global norm exceeds it; the norm before that.
 
@@ -211,7 +215,3 @@ def spread_norm(parameters: Iterable[Tensor], world: World) -> float:
 
 def _locals(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [local(tensor) for tensor in tensors]
-
-
-def _stack(loads: list[Tensor]) -> Tensor:
-    return torch.stack(loads) if loads else torch.zeros(0, 0)

@@ -125,11 +125,11 @@ def tell(pulses: Sequence[Pulse], size: int, patience: float) -> str:
     least = min(pulse.step for pulse in heard)
     behind = [pulse for pulse in heard if pulse.step == least]
     if len(behind) < len(heard):
-        return f"{_ranks([pulse.rank for pulse in behind])} have finished {least} steps, others more"
+        return f"behind, with {least} finished steps: {_ranks([pulse.rank for pulse in behind])}"
     busy = [pulse for pulse in heard if not pulse.waits]
     if busy and len(busy) < len(heard):
         places = ", ".join(sorted({pulse.place for pulse in busy if pulse.place}))
-        return f"{_ranks([pulse.rank for pulse in busy])} keep the others waiting in {places or 'their step'}"
+        return f"the others wait for {_ranks([pulse.rank for pulse in busy])}, in {places or 'a step'}"
     latest = min(heard, key=lambda pulse: pulse.since)
     return f"all {size} are in step {least + 1}; rank {latest.rank} was the last to begin it"
 

@@ -22,7 +22,7 @@ from fathom.config import (
     TrainConfig,
 )
 from fathom.model import Transformer
-from fathom.model.parallelize import gathered, parallelize, whole
+from fathom.model.parallelize import gathered, joined, local, parallelize
 from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, launch
 from fathom.runs import Run
@@ -124,9 +124,7 @@ def gradients(world: World) -> dict[str, Tensor]:
 
     parts, loads = accumulate(model, micro_batches, losses_of, world)
     sum_over_world(model, parts, loads, world)
-    return {
-        name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None
-    }
+    return {name: joined(local(p.grad), p).clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def train(world: World, path: Path) -> dict[str, object]:
@@ -144,11 +142,16 @@ def train(world: World, path: Path) -> dict[str, object]:
     )
     weights = {name: tensor.clone() for name, tensor in gathered(state.model).state_dict().items()}
     average = gather_copy(state.copies["ema"])
-    return {"weights": weights, "average": average, "gradients": gradients(world), "lines": run.read_metrics("pretrain")}
+    return {
+        "weights": weights,
+        "average": average,
+        "gradients": gradients(world),
+        "lines": run.read_metrics("pretrain"),
+    }
 
 
 def gather_copy(copy: list[Tensor]) -> dict[str, Tensor]:
-    return {str(index): whole(tensor).clone() for index, tensor in enumerate(copy)}
+    return {str(index): joined(local(tensor), tensor).clone() for index, tensor in enumerate(copy)}
 
 
 def train_all(world: World, layouts: Sequence[tuple[str, ParallelConfig]], path: Path) -> dict[str, dict[str, object]]:
