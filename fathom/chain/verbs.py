@@ -78,7 +78,7 @@ def run_alone(name: str, config: Config, run: Run, steps: int = 0, keep_config: 
     with run.lock() if is_first() else nullcontext():
         if keep_config and is_first():
             run.write_config(config)
-        launch(config.workers, config.device, _run_stage, name, config, run, steps)
+        launch(config.workers, config.device, _run_stage, name, config, run, steps, layout=config.parallel)
 
 
 def _run_stage(world: World, name: str, config: Config, run: Run, steps: int) -> None:
