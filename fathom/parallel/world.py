@@ -224,8 +224,10 @@ class _Child:
         raise error
 
     def stop(self) -> None:
-        """End the child, which writes nothing: only the first process does."""
+        """End the child; what it may be writing is not yet under its name."""
         self.process.terminate()
+        self.process.join(PATIENCE)
+        self.process.kill()  # one that heeds signals behind its step alone
         self.process.join()
 
 
