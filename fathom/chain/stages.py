@@ -94,7 +94,7 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, sta
         "text": config.text,  # shards that stay the same may be mixed anew
         "seed": config.seed,
         "init": config.init,
-        "processes": rows.size,
+        "readers": readers_that_count(train, world),
         "data": last_line(run, "tokenize")["data_hash"] if world.is_main else None,
     }
     output = checkpoint_path(run.checkpoint_dir("pretrain"), train.steps)
@@ -148,7 +148,7 @@ def fine_tune(
         "train": train,
         "task": config.task,
         "seed": config.seed,
-        "processes": world.rows.size,
+        "readers": readers_that_count(train, world),
         "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
     }
     output = checkpoint_path(run.checkpoint_dir(stage), train.steps)
@@ -302,6 +302,11 @@ def require_layout(stage: str, train: TrainConfig, model: ModelConfig, world: Wo
         precision="fp32",
     )
     check(layout, model, Devices(count=world.size, hardware=HARDWARE["laptop"]), train.batch_rows, train.seq_len)
+
+
+def readers_that_count(train: TrainConfig, world: World) -> int:
+    """Processes with rows of their own where other rows would be read by another number: a growing batch is rounded."""
+    return world.rows.size if train.schedule.batch_ramp else 1
 
 
 def new_model(config: Config, world: World) -> Transformer:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 
-from fathom import __version__
 from fathom.parallel.mesh import ALONE, Axis
 from fathom.runs import write_whole
 
@@ -34,12 +34,12 @@ class Manifest:
     values: dict[str, Any]
     files: dict[str, FileRecord]
     code: str  # of the package that wrote it, as `code_hash` gives
-    versions: dict[str, str]  # fathom, torch
+    versions: dict[str, str]  # torch, python
 
     @staticmethod
     def of(values: dict[str, Any], files: Mapping[str, FileRecord]) -> "Manifest":
         """A manifest by this package."""
-        versions = {"fathom": __version__, "torch": str(torch.__version__)}
+        versions = {"torch": str(torch.__version__), "python": platform.python_version()}
         return Manifest(values, dict(sorted(files.items())), code_hash(), versions)
 
     def write(self, directory: Path) -> None:

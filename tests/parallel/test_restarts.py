@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -123,3 +124,37 @@ def test_killed_processes_go_on_to_the_weights_of_an_unbroken_run(tmp_path: Path
     assert [line["step"] for line in Run(stormy).read_metrics("pretrain")] == list(range(1, steps + 1))
     losses = [[line["loss"] for line in Run(out).read_metrics("pretrain")] for out in (calm, stormy)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_the_program_under_torchrun_saves_at_a_signal_and_goes_on_in_another_layout(tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    flags = (
+        "--device cpu --pretrain.steps 8 --pretrain.batch_rows 4 --pretrain.micro_batch_rows 4 --pretrain.seq_len 32"
+    )
+    program = ["-m", "fathom", "pretrain", "--preset", "laptop", *flags.split(), "--resume", "--out", str(out)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with log.open("wb") as said:
+        agent = subprocess.Popen([*torchrun, *program, "--parallel.shard", "2"], stdout=said, stderr=said)
+    try:
+        deadline = time.monotonic() + 120
+        while steps_done(out) == 0:
+            assert time.monotonic() < deadline and agent.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.02)
+        workers = [child for child in psutil.Process(agent.pid).children() if "fathom" in _words(child)]
+        workers[1].send_signal(signal.SIGUSR1)
+        assert agent.wait(timeout=90) == 1
+    finally:
+        if agent.poll() is None:
+            agent.terminate()
+            agent.wait(timeout=60)
+    assert re.search(r"exitcode\s*:\s*75", log.read_text())
+    last = Run(out).read_metrics("pretrain")[-1]
+    assert (last["preempted"], last["step"] < 8) == ("SIGUSR1", True)
+    (saved,) = (out / "pretrain").glob("step_*")
+    assert len(list(saved.glob("shard-*"))) == 2
+    alone = [sys.executable, *program, "--workers", "1"]
+    subprocess.run(alone, check=True, capture_output=True, timeout=120)
+    assert [line["step"] for line in Run(out).read_metrics("pretrain")] == list(range(1, 9))
+    assert (out / "pretrain" / "step_000008" / "model.safetensors").exists()
