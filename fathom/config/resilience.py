@@ -12,7 +12,7 @@ class ResilienceConfig:
     skips: int = 3  # updates in a row that may be left out before training stops; 0 stops at the first
     spike: float = 0.0  # leave out a loss above so many running medians; 0: only what is not finite
     spike_window: int = 128  # losses that the median is taken over
-    hang_seconds: float = 0.0  # without a finished step, until every process writes its stacks and ends; 0 never
+    hang_seconds: float = 0.0  # without a finished step and its save, until all write their stacks and end; 0 never
 
     def __post_init__(self) -> None:
         require_positive("resilience", spike_window=self.spike_window)
