@@ -37,10 +37,11 @@ class Sampler:
                 "another policy: go on from the last checkpoint with --resume"
             )
         if self.model is not self.trained:
-            self._compare_logits()
+            self.compare_logits()
 
     @torch.no_grad()
-    def _compare_logits(self) -> None:
+    def compare_logits(self) -> None:
+        """Raise RuntimeError unless a probe's logits are those of the trained weights; every process must ask."""
         device, vocabulary = self.world.device, self.model.config.vocab_size
         tokens = (torch.arange(PROBE, device=device) * 7 % vocabulary).unsqueeze(0)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
