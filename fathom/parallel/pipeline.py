@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,19 +21,10 @@ from torch.distributed.pipelining.schedules import (
 from fathom.kernels.owed import Owed
 from fathom.parallel.baton import Baton
 from fathom.parallel.mesh import Axis
+from fathom.plan.measured import Note
 from fathom.plan.schedule import check_micro_batches
 
 Schedule = PipelineScheduleSingle | PipelineScheduleMulti
-
-
-class Note(NamedTuple):
-    """What a process computed when, by its own clock in seconds; kinds as in the planner's timelines."""
-
-    kind: str  # F, B, W or BW
-    stage: int
-    micro_batch: int
-    start: float
-    end: float
 
 
 class Piece(PipelineStage):
@@ -56,7 +47,7 @@ class Piece(PipelineStage):
             super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
 
     @contextmanager
-    def _noting(self, kind: str, micro_batch: int) -> Generator[None]:
+    def _noting(self, kind: Literal["F", "B", "W", "BW"], micro_batch: int) -> Generator[None]:
         if self.notes is None:
             yield
             return
@@ -198,6 +189,7 @@ def _backward(schedule: _PipelineScheduleRuntime, action: _Action) -> None:
 
 
 def _now(device: torch.device) -> float:
+    """Seconds of the wall clock, the only one that hosts have in common."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return time.time()

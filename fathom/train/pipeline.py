@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fathom.config import ModelConfig, ParallelConfig
+from fathom.kernels.owed import Owed
 from fathom.model import RoutingTrace, Transformer
 from fathom.model.pipeline import (
     Stage,
@@ -20,8 +22,9 @@ from fathom.model.pipeline import (
 )
 from fathom.parallel.baton import Baton
 from fathom.parallel.mesh import Axis
-from fathom.parallel.pipeline import Note, Owed, Piece, Schedule, build_schedule, run_schedule
+from fathom.parallel.pipeline import Piece, Schedule, build_schedule, run_schedule
 from fathom.parallel.world import World
+from fathom.plan.measured import Note, to_record
 from fathom.plan.timeline import stage_of, stages_of
 from fathom.text.packing import Batch
 from fathom.train.loss import Denominators, Inputs, Losses, losses_behind
@@ -118,19 +121,22 @@ class Pipeline:
         left_out = {id(weight) for weight in self.copied} if self.axis.rank else set[int]()
         return [weight for weight in self.model.parameters() if id(weight) not in left_out]
 
-    def run(self, task: Task, measured: bool = False) -> list[Note]:
-        """Pass the micro-batches; gradients add up in the weights, parts and loads in `task`; what was done when.
+    def run(self, task: Task, notes: list[Note] | None = None) -> None:
+        """Pass the micro-batches; gradients add up in the weights, parts and loads in `task`, times in `notes`.
 
         Raises ValueError for fewer micro-batches than the schedule can work with, or for unequal ones.
         """
         schedule, pieces = self._schedule(task)
-        notes: list[Note] | None = [] if measured else None
         for work in self.works.values():
             work.task = task
         for piece in pieces:
             piece.notes = notes
         run_schedule(schedule, pieces, len(task.inputs))
-        return notes or []
+
+    def chart(self, notes: list[Note], micro_batches: int) -> dict[str, Any]:
+        """A measured step as a run keeps it, from all processes' notes."""
+        every = cast(list[list[Note]], self.axis.gather(notes))
+        return to_record(self.name, micro_batches, every)
 
     def _schedule(self, task: Task) -> tuple[Schedule, list[Piece]]:
         """The schedule for as many and as large micro-batches: torch's ones keep buffers of one size."""

@@ -7,24 +7,25 @@ from torch import nn
 
 from fathom.model import update_selection_bias
 from fathom.model.pipeline import loads_of
-from fathom.parallel.pipeline import Note, exchange_ends
+from fathom.parallel.pipeline import exchange_ends
 from fathom.parallel.world import World
+from fathom.plan.measured import Note
 from fathom.train.pipeline import Pipeline, Task, collect
 from fathom.train.step import Rates, StepReport, TrainState
 
 
 def pipeline_step(
-    state: TrainState, pipeline: Pipeline, task: Task, rates: Rates, world: World, measured: bool = False
-) -> tuple[StepReport, list[Note]]:
+    state: TrainState, pipeline: Pipeline, task: Task, rates: Rates, world: World, notes: list[Note] | None = None
+) -> StepReport:
     """Pass all micro-batches through the pipeline, sum, clip, update, then move the selection bias.
 
-    Every process of a pipeline brings the same rows. With `measured` also what this process computed when, from a
-    common start.
+    Every process of a pipeline brings the same rows. With `notes` the pipeline begins everywhere at once, and what
+    this process computes when is added there.
     """
     parameters = list(pipeline.model.parameters())
-    if measured:
+    if notes is not None:
         world.barrier()
-    notes = pipeline.run(task, measured)
+    pipeline.run(task, notes)
     if pipeline.copied:
         exchange_ends([gradient_of(weight) for weight in pipeline.copied], pipeline.axis)
     world.rows.sum([weight.grad for weight in parameters if weight.grad is not None])
@@ -46,7 +47,7 @@ def pipeline_step(
     if "ema" in state.copies:
         now = list(pipeline.model.state_dict().values())
         torch._foreach_lerp_(state.copies["ema"], now, 1 - rates.ema_decay)  # pyright: ignore
-    return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, loads), notes
+    return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, loads)
 
 
 def clip_together(pipeline: Pipeline, clip_norm: float) -> float:

@@ -1,5 +1,6 @@
 """A pipeline against one process: losses, gradients, weights, router bias."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -14,9 +15,11 @@ from fathom.model import Transformer
 from fathom.model.pipeline import cut_stages
 from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, launch
+from fathom.plan.measured import Note, from_record
+from fathom.plan.soundness import check_parts
 from fathom.text.packing import Batch
 from fathom.train.loss import Denominators, language_losses
-from fathom.train.pipeline import Pipeline, task_of
+from fathom.train.pipeline import Pipeline, Task, task_of
 from fathom.train.pipeline_step import pipeline_step
 from fathom.train.step import Rates, TrainState, train_step
 
@@ -131,11 +134,22 @@ def spread(world: World, parallel: ParallelConfig, config: ModelConfig, rows: in
             gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
             state.optimizer.zero_grad()
             task = task_of(batches, config, denominators, weight, world, mask_documents=True)
-        report, _ = pipeline_step(state, pipeline, task, RATES, world)
+        report = pipeline_step(state, pipeline, task, RATES, world)
         reports.append((report.parts, report.grad_norm, report.loads.tolist()))
     if parallel.schedule == "dualpipev":
         assert pipeline.baton.pairs > 0
+    _check_chart(pipeline, task, world)
     return [outcome for outcome in world.gather(_outcome(state, reports, gradients)) if isinstance(outcome, Outcome)]
+
+
+def _check_chart(pipeline: Pipeline, task: Task, world: World) -> None:
+    """A measured step is a training step: the planner's parts, each once, on the rank that has the stage."""
+    notes: list[Note] = []
+    pipeline.run(task, notes)
+    measured = from_record(pipeline.chart(notes, len(task.inputs)))
+    kinds = Counter(cell.kind for cell in measured.timeline.cells)
+    assert kinds == Counter(cell.kind for cell in measured.ideal.cells)
+    check_parts(measured.timeline)
 
 
 def spread_all(world: World, cases: Sequence[tuple]) -> list[list[Outcome]]:
