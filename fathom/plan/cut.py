@@ -1,5 +1,6 @@
 """Where a pipeline cuts a model: whole layers for every stage, the busiest of which has as little to do as can be."""
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 
@@ -7,7 +8,8 @@ from fathom.config import ModelConfig
 from fathom.plan.count import block_parameters, mtp_parameters
 
 
-def cut_layers(config: ModelConfig, stages: int) -> list[range]:
+@cache
+def cut_layers(config: ModelConfig, stages: int) -> Sequence[range]:
     """The layers of every stage, at least one each. Raises ValueError where there are fewer layers than stages.
 
     Work is counted in weights that one token meets. The last stage has the MTP modules and the head too, which reads a
