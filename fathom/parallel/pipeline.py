@@ -107,6 +107,30 @@ def run_schedule(schedule: Schedule, pieces: Sequence[Piece], micro_batches: int
     schedule.step(*first, target=numbers, return_outputs=False, micro_batch=numbers)
 
 
+def run_forward(
+    modules: Mapping[int, nn.Module], owners: Sequence[int], micro_batches: int, states: Tensor, axis: Axis
+) -> None:
+    """Pass all micro-batches forward only; `owners` are the processes of all stages, the rest as in `build_schedule`."""
+    passed: dict[int, Tensor] = {}  # by micro-batch, from a stage to the next one on the same process
+    sent: list[tuple[dist.Work | None, Tensor]] = []
+    for index, module in sorted(modules.items()):
+        before = None if index == 0 else owners[index - 1]
+        behind = None if index == len(owners) - 1 else owners[index + 1]
+        for number in range(micro_batches):
+            if before not in (None, axis.rank):
+                passed[number] = torch.empty_like(states)
+                dist.recv(passed[number], group=axis.group, group_src=before)
+            received = () if before is None else (passed.pop(number),)
+            out = module(*received, micro_batch=torch.tensor([number]))
+            if behind == axis.rank:
+                passed[number] = out
+            elif behind is not None:
+                sent.append((dist.isend(out, group=axis.group, group_dst=behind), out))
+    for work, _ in sent:
+        if work is not None:
+            work.wait()
+
+
 def exchange_ends(tensors: Sequence[Tensor], axis: Axis) -> None:
     """Add to every tensor that of the other end of the pipeline: the first process's and the last one's get equal.
 

@@ -22,7 +22,7 @@ from fathom.model.pipeline import (
 )
 from fathom.parallel.baton import Baton
 from fathom.parallel.mesh import Axis
-from fathom.parallel.pipeline import Piece, Schedule, build_schedule, run_schedule
+from fathom.parallel.pipeline import Piece, Schedule, build_schedule, run_forward, run_schedule
 from fathom.parallel.world import World
 from fathom.plan.measured import Note, to_record
 from fathom.plan.timeline import stage_of, stages_of
@@ -133,6 +133,17 @@ class Pipeline:
             piece.notes = notes
         run_schedule(schedule, pieces, len(task.inputs))
 
+    @torch.no_grad()
+    def evaluate(self, task: Task) -> None:
+        """Pass the micro-batches forward only; parts and loads add up in `task`."""
+        for work in self.works.values():
+            work.task = task
+        owners = [
+            min(index, self.count - 1 - index) if self.count > self.axis.size else index for index in range(self.count)
+        ]
+        states = torch.empty(*self._shape(task), self.config.hidden_size, device=self.device)
+        run_forward(self.works, owners, len(task.inputs), states, self.axis)
+
     def chart(self, notes: list[Note], micro_batches: int) -> dict[str, Any]:
         """A measured step as a run keeps it, from all processes' notes."""
         every = cast(list[list[Note]], self.axis.gather(notes))
@@ -140,19 +151,24 @@ class Pipeline:
 
     def _schedule(self, task: Task) -> tuple[Schedule, list[Piece]]:
         """The schedule for as many and as large micro-batches: torch's ones keep buffers of one size."""
+        shape = self._shape(task)
+        form = (len(task.inputs), *shape)
+        if form not in self._schedules:
+            states = torch.empty(*shape, self.config.hidden_size, device="meta", requires_grad=True)
+            self._schedules[form] = build_schedule(
+                self.name, self.count, self.works, self.owed, form[0], states, self.axis, self.device, self.baton
+            )
+        return self._schedules[form]
+
+    def _shape(self, task: Task) -> torch.Size:
+        """(B, T) of every micro-batch."""
         shapes = [inputs.tokens.shape for inputs in task.inputs]
         if len(set(shapes)) > 1:
             raise ValueError(
                 f"the micro-batches of a pipeline have one size, but the last has {shapes[-1][0]} rows and the others "
                 f"{shapes[0][0]}; choose a micro_batch_rows that divides the rows of each process"
             )
-        form = (len(shapes), *shapes[0])
-        if form not in self._schedules:
-            states = torch.empty(*shapes[0], self.config.hidden_size, device="meta", requires_grad=True)
-            self._schedules[form] = build_schedule(
-                self.name, self.count, self.works, self.owed, form[0], states, self.axis, self.device, self.baton
-            )
-        return self._schedules[form]
+        return shapes[0]
 
 
 def task_of(

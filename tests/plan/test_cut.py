@@ -35,7 +35,5 @@ def test_the_last_of_v3s_sixteen_stages_has_few_layers_beside_head_and_mtp() -> 
 
 @pytest.mark.parametrize("stages", [0, 10])
 def test_a_stage_without_a_layer_is_refused(stages: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"{stages} stages of whole layers cannot be cut from 9 layers; choose 1 to 9"
-    ):
+    with pytest.raises(ValueError, match=rf"{stages} stages of whole layers cannot be cut from 9 layers; choose 1"):
         cut_layers(TOY, stages)

@@ -19,7 +19,7 @@ from fathom.plan.measured import Note, from_record
 from fathom.plan.soundness import check_parts
 from fathom.text.packing import Batch
 from fathom.train.loss import Denominators, language_losses
-from fathom.train.pipeline import Pipeline, Task, task_of
+from fathom.train.pipeline import Pipeline, Task, collect, task_of
 from fathom.train.pipeline_step import pipeline_step
 from fathom.train.step import Rates, TrainState, train_step
 
@@ -139,6 +139,7 @@ def spread(world: World, parallel: ParallelConfig, config: ModelConfig, rows: in
     if parallel.schedule == "dualpipev":
         assert pipeline.baton.pairs > 0
     _check_chart(pipeline, task, world)
+    _check_validation(pipeline, world)
     return [outcome for outcome in world.gather(_outcome(state, reports, gradients)) if isinstance(outcome, Outcome)]
 
 
@@ -150,6 +151,20 @@ def _check_chart(pipeline: Pipeline, task: Task, world: World) -> None:
     kinds = Counter(cell.kind for cell in measured.timeline.cells)
     assert kinds == Counter(cell.kind for cell in measured.ideal.cells)
     check_parts(measured.timeline)
+
+
+def _check_validation(pipeline: Pipeline, world: World) -> None:
+    """Forward passes alone give the loss of the whole model, gathered from the processes."""
+    state = {name: tensor for part in world.gather(pipeline.model.state_dict()) for name, tensor in part.items()}
+    model = Transformer(pipeline.config)
+    model.load_state_dict(state)
+    batches = micro_batches_of(9, 2)
+    denominators = Denominators.of(batches, 0, ALONE)
+    wanted = sum(float(_losses(model, denominators, 0.0, batch).parts["loss_main"]) for batch in batches)
+    task = task_of(batches, pipeline.config, denominators, 0.0, world, mask_documents=True)
+    pipeline.evaluate(task)
+    parts, _ = collect(task, pipeline.config, (pipeline.axis,))
+    assert float(parts["loss_main"]) == pytest.approx(wanted, rel=1e-5)
 
 
 def spread_all(world: World, cases: Sequence[tuple]) -> list[list[Outcome]]:
