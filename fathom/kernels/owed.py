@@ -31,14 +31,14 @@ def linear_owed(
 class _LinearOwed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, owed: Owed) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.owed = owed
-        return product(x, weight.to(x.dtype).T)
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.owed = weight, owed  # the parameter itself: recomputation saves a stand-in, whose .grad is lost
+        return torch.mm(x, weight.to(x.dtype).T)  # what recomputation may keep; it cannot where memory is handed in
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         grad = grads[0].contiguous()
 
         def pay() -> None:

@@ -12,8 +12,8 @@ from fathom.model.linear import RMSNorm
 from fathom.model.mla import MLA
 from fathom.model.moe import MoE
 from fathom.model.recompute import Recompute, expansions, noted_once, recomputed, recomputed_cheaply
-from fathom.model.routing import RoutingTrace
 from fathom.model.rope import Rotation
+from fathom.model.routing import RoutingTrace
 
 
 class Block(nn.Module):

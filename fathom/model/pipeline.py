@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from fathom.config import ModelConfig
 from fathom.kernels.owed import Owed
 from fathom.model.linear import Linear
-from fathom.model.moe import RoutingTrace
+from fathom.model.moe import MoE
+from fathom.model.routing import RoutingTrace
 from fathom.model.transformer import Transformer
+from fathom.parallel.baton import pause_on_the_way_back
 from fathom.plan.cut import cut_layers
 
 
@@ -77,7 +79,8 @@ def pass_stage(
     for layer in stage.layers:
         x = model.layers[layer](x, turn, mask, None, trace)
         if pause is not None:
-            x = _Pause.apply(x, pause)  # pyright: ignore[reportAssignmentType]
+            pause()
+            x = pause_on_the_way_back(x, pause)
     return model.norm(x) if stage.is_last else x
 
 
@@ -94,25 +97,20 @@ def loads_of(config: ModelConfig, stages: Sequence[Stage]) -> list[int]:
     return [row for row, layer in enumerate(order) if layer in held]
 
 
+def pause_in_experts(layers: Sequence[nn.Module], pause: Callable[[], None]) -> None:
+    """Let the MoE layers call `pause` while their tokens travel."""
+    for layer in layers:
+        for module in layer.modules():
+            if isinstance(module, MoE):
+                module.pause = pause
+
+
 def defer_weight_gradients(layers: Sequence[nn.Module], owed: Owed) -> None:
     """Let the linear maps of `layers` put the gradient of their weight into `owed` instead of computing it."""
     for layer in layers:
         for module in layer.modules():
             if isinstance(module, Linear):
                 module.owed = owed
-
-
-class _Pause(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, pause: Callable[[], None]) -> Tensor:
-        ctx.pause = pause
-        pause()
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.pause()
-        return grads[0], None
 
 
 class _WithAuxiliary(torch.autograd.Function):

@@ -3,6 +3,10 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 
 class Baton:
@@ -58,3 +62,20 @@ class Baton:
             del self._runners[threading.get_ident()]
             self._holder = 1 - me
             self._changed.notify()
+
+
+def pause_on_the_way_back(x: Tensor, pause: Callable[[], None]) -> Tensor:
+    """`x` as it is; `pause` is called when its gradient has been asked for, and before anything reads it."""
+    return cast(Tensor, _PauseOnTheWayBack.apply(x, pause))
+
+
+class _PauseOnTheWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pause: Callable[[], None]) -> Tensor:
+        ctx.pause = pause
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.pause()
+        return grads[0], None

@@ -1,6 +1,7 @@
 """Layers spread over processes: micro-batches pass through stages by one of torch's schedules (V3 3.2.1)."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -31,6 +32,13 @@ class Piece(PipelineStage):
     """A stage of torch's that notes what it computes, if someone asks, and can put gradients of weights off."""
 
     notes: list[Note] | None = None
+    sent: Counter[str]  # of the pipeline's axis
+
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._booked("states", super().get_fwd_send_ops(fwd_chunk_id))
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._booked("states gradient", super().get_bwd_send_ops(bwd_chunk_id))
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **options: Any) -> Any:
         with self._noting("F", fwd_chunk_id):
@@ -45,6 +53,10 @@ class Piece(PipelineStage):
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
         with self._noting("W", bwd_chunk_id):
             super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+
+    def _booked(self, kind: str, ops: list[dist.P2POp]) -> list[dist.P2POp]:
+        self.sent[kind] += sum(op.tensor.nbytes for op in ops)
+        return ops
 
     @contextmanager
     def _noting(self, kind: Literal["F", "B", "W", "BW"], micro_batch: int) -> Generator[None]:
@@ -89,6 +101,8 @@ def build_schedule(
         )
         for index, module in sorted(modules.items())
     ]
+    for piece in pieces:
+        piece.sent = axis.sent
     match name:
         case "1f1b":
             schedule: Schedule = Schedule1F1B(pieces[0], micro_batches, _as_it_is, scale_grads=False)
@@ -110,7 +124,7 @@ def run_schedule(schedule: Schedule, pieces: Sequence[Piece], micro_batches: int
 def run_forward(
     modules: Mapping[int, nn.Module], owners: Sequence[int], micro_batches: int, states: Tensor, axis: Axis
 ) -> None:
-    """Pass all micro-batches forward only; `owners` are the processes of all stages, the rest as in `build_schedule`."""
+    """Pass all micro-batches forward only; `owners` are the processes of all stages, the rest: `build_schedule`."""
     passed: dict[int, Tensor] = {}  # by micro-batch, from a stage to the next one on the same process
     sent: list[tuple[dist.Work | None, Tensor]] = []
     for index, module in sorted(modules.items()):
@@ -126,6 +140,7 @@ def run_forward(
                 passed[number] = out
             elif behind is not None:
                 sent.append((dist.isend(out, group=axis.group, group_dst=behind), out))
+                axis.sent["states"] += out.nbytes
     for work, _ in sent:
         if work is not None:
             work.wait()
@@ -142,6 +157,7 @@ def exchange_ends(tensors: Sequence[Tensor], axis: Axis) -> None:
     receives = [dist.P2POp(dist.irecv, other, group=axis.group, group_peer=peer) for other in others]
     for work in dist.batch_isend_irecv(sends + receives):
         work.wait()
+    axis.sent["gradients"] += sum(tensor.nbytes for tensor in tensors)
     for tensor, other in zip(tensors, others, strict=True):
         torch.add(*((tensor, other) if axis.rank < peer else (other, tensor)), out=tensor)
 

@@ -92,9 +92,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def launch(
-    workers: int, device: str, work: Callable[..., R], *args: object, layout: ParallelConfig | None = None
-) -> R:
+def launch(workers: int, device: str, work: Callable[..., R], *args: object, layout: ParallelConfig | None = None) -> R:
     """Run `work(world, *args)` in `workers` processes, spread as `layout` says, and return what the first one returns.
 
     The first process is this one, so that its errors, its Ctrl-C and its progress bar are the user's. If

@@ -7,9 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fathom.config import ModelConfig, ParallelConfig
+from fathom.config import ModelConfig
 from fathom.kernels.owed import Owed
 from fathom.model import RoutingTrace, Transformer
+from fathom.model.parallelize import begin_pipeline, end_pipeline, let_go
 from fathom.model.pipeline import (
     Stage,
     cut_stages,
@@ -17,6 +18,7 @@ from fathom.model.pipeline import (
     keep_stages,
     loads_of,
     pass_stage,
+    pause_in_experts,
     shares_embedding,
     with_auxiliary,
 )
@@ -58,21 +60,22 @@ class StageWork(nn.Module):
 
     def __init__(self, model: Transformer, stage: Stage, pause: Callable[[], None] | None) -> None:
         super().__init__()
-        self.model, self.stage, self.pause = model, stage, pause
+        # not as a submodule: torch's schedules would gather and let go what FSDP shares by their own rules
+        self.held, self.stage, self.pause = (model,), stage, pause
         self.rows = loads_of(model.config, [stage])
 
     def forward(self, *received: Tensor, micro_batch: Tensor) -> Tensor:
         """The states for the next stage, or the loss at the last one; the first receives the number alone."""
-        task, inputs = self.task, self.task.inputs[int(micro_batch)]
+        (model,), task, inputs = self.held, self.task, self.task.inputs[int(micro_batch)]
         trace = RoutingTrace(valid=inputs.valid)
         x = inputs.tokens if self.stage.is_first else received[0]
         with torch.autocast(x.device.type, task.dtype, enabled=task.dtype != torch.float32):
-            states = pass_stage(self.model, self.stage, x, inputs.positions, inputs.mask, trace, self.pause)
+            states = pass_stage(model, self.stage, x, inputs.positions, inputs.mask, trace, self.pause)
             if self.stage.is_last:
-                losses = losses_behind(self.model, states, inputs, task.denominators, task.mtp_weight, trace)
+                losses = losses_behind(model, states, inputs, task.denominators, task.mtp_weight, trace)
                 out = losses.total
             else:
-                losses = balance_losses(self.model.config, inputs, task.denominators, trace)
+                losses = balance_losses(model.config, inputs, task.denominators, trace)
                 out = with_auxiliary(states, losses.total) if trace.balance else states
         task.note(losses, self.rows)
         return out
@@ -90,8 +93,8 @@ def balance_losses(config: ModelConfig, inputs: Inputs, denominators: Denominato
 class Pipeline:
     """This process's stages of a model, which it cuts in place, and the schedules that it passes micro-batches by."""
 
-    def __init__(self, model: Transformer, config: ParallelConfig, world: World) -> None:
-        self.axis, self.device, self.name = world.mesh.pipeline, world.device, config.schedule
+    def __init__(self, model: Transformer, world: World) -> None:
+        self.axis, self.device, self.name = world.mesh.pipeline, world.device, world.layout.schedule
         self.config, self.count = model.config, stages_of(self.name, self.axis.size)
         every = cut_stages(model.config, self.count)
         chunks = range(self.count // self.axis.size)
@@ -101,10 +104,12 @@ class Pipeline:
         pause = self.baton.pass_on if self.name == "dualpipev" else None
         self.works = {stage.index: StageWork(model, stage, pause) for stage in self.stages}
         self.owed: dict[int, Owed] = {stage.index: [] for stage in self.stages}
-        if self.name != "1f1b":
-            for stage in self.stages:
-                held = [model.layers[layer] for layer in stage.layers] + ([model.mtp] if stage.is_last else [])
+        for stage in self.stages:
+            held = [model.layers[layer] for layer in stage.layers] + ([model.mtp] if stage.is_last else [])
+            if self.name != "1f1b":
                 defer_weight_gradients(held, self.owed[stage.index])
+            if pause is not None:
+                pause_in_experts(held, pause)
         self._schedules: dict[tuple[int, ...], tuple[Schedule, list[Piece]]] = {}
 
     @property
@@ -131,7 +136,9 @@ class Pipeline:
             work.task = task
         for piece in pieces:
             piece.notes = notes
+        begin_pipeline(self.model)
         run_schedule(schedule, pieces, len(task.inputs))
+        end_pipeline(self.model)
 
     @torch.no_grad()
     def evaluate(self, task: Task) -> None:
@@ -142,7 +149,9 @@ class Pipeline:
             min(index, self.count - 1 - index) if self.count > self.axis.size else index for index in range(self.count)
         ]
         states = torch.empty(*self._shape(task), self.config.hidden_size, device=self.device)
+        begin_pipeline(self.model)
         run_forward(self.works, owners, len(task.inputs), states, self.axis)
+        let_go(self.model)
 
     def chart(self, notes: list[Note], micro_batches: int) -> dict[str, Any]:
         """A measured step as a run keeps it, from all processes' notes."""
@@ -186,15 +195,18 @@ def task_of(
     return Task(inputs, denominators, mtp_weight, dtype)
 
 
-def collect(task: Task, config: ModelConfig, axes: Sequence[Axis]) -> tuple[dict[str, Tensor], Tensor]:
+def collect(
+    task: Task, config: ModelConfig, device: torch.device, axes: Sequence[Axis]
+) -> tuple[dict[str, Tensor], Tensor]:
     """Parts and loads (L, E) of the whole model and step, by sums along `axes`, in one message each."""
-    present = [torch.tensor(float(name in task.parts)) for name in PARTS]
-    values = [task.parts.get(name, torch.zeros(())).cpu().clone() for name in PARTS]
+    zero = torch.zeros((), device=device)
+    present = [zero + (name in task.parts) for name in PARTS]
+    values = [zero + task.parts.get(name, zero) for name in PARTS]
     every = range(config.num_hidden_layers + (config.num_nextn_predict_layers if task.mtp_weight > 0 else 0))
     layers, experts = sum(config.is_moe_layer(layer) for layer in every), config.moe.n_routed_experts
-    loads = torch.zeros(layers, experts, dtype=torch.int64) if layers else torch.zeros(0, 0)
+    loads = torch.zeros(layers, experts if layers else 0, dtype=torch.int64, device=device)
     for row, load in task.loads.items():
-        loads[row] = load.cpu()
+        loads[row] = load
     for axis in axes:
         axis.sum([*present, *values, loads])
     parts = {name: value for name, value, there in zip(PARTS, values, present, strict=True) if there}

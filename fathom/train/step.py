@@ -141,15 +141,25 @@ def sum_over_world(model: nn.Module, parts: dict[str, Tensor], loads: list[Tenso
 
 
 def update(
-    state: Steppable, parts: dict[str, Tensor], loads: list[Tensor], rates: Rates, world: World
+    state: Steppable,
+    parts: dict[str, Tensor],
+    loads: list[Tensor],
+    rates: Rates,
+    world: World,
+    norm: float | None = None,
 ) -> StepReport:
-    """Clip the summed gradients, update the weights, then move the selection bias and the weights' average."""
+    """Clip the summed gradients, update the weights, then move the selection bias and the weights' average.
+
+    `loads` are those of this process's layers; `norm` is that of all gradients, where others lie with other processes.
+    """
     model, spread = state.model, is_spread(state.model)
     if spread:
         hand_over_gradients(model, state.optimizer)
     parameters = list(model.parameters())
     gradients = _locals(p.grad for p in parameters if p.grad is not None)
-    grad_norm = clip_gradients(gradients, rates.clip_norm, spread_norm(parameters, world) if spread else None)
+    if spread and norm is None:
+        norm = spread_norm(parameters, world)
+    grad_norm = clip_gradients(gradients, rates.clip_norm, norm)
     if not math.isfinite(grad_norm):
         raise RuntimeError(
             f"the gradient is not finite at step {state.step + 1}: training has diverged; the weights are those of the "

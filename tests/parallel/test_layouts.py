@@ -124,9 +124,7 @@ def gradients(world: World) -> dict[str, Tensor]:
 
     parts, loads = accumulate(model, micro_batches, losses_of, world)
     sum_over_world(model, parts, loads, world)
-    return {
-        name: joined(local(p.grad), p).clone() for name, p in model.named_parameters() if p.grad is not None
-    }
+    return {name: joined(local(p.grad), p).clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def train(world: World, path: Path) -> dict[str, object]:
@@ -144,7 +142,12 @@ def train(world: World, path: Path) -> dict[str, object]:
     )
     weights = {name: tensor.clone() for name, tensor in gathered(state.model).state_dict().items()}
     average = gather_copy(state.copies["ema"])
-    return {"weights": weights, "average": average, "gradients": gradients(world), "lines": run.read_metrics("pretrain")}
+    return {
+        "weights": weights,
+        "average": average,
+        "gradients": gradients(world),
+        "lines": run.read_metrics("pretrain"),
+    }
 
 
 def gather_copy(copy: list[Tensor]) -> dict[str, Tensor]:

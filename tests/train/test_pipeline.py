@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fathom.config import AttentionConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from fathom.model import Transformer
+from fathom.model.parallelize import joined, let_go, local, parallelize, whole
 from fathom.model.pipeline import cut_stages
 from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, launch
@@ -20,7 +21,7 @@ from fathom.plan.soundness import check_parts
 from fathom.text.packing import Batch
 from fathom.train.loss import Denominators, language_losses
 from fathom.train.pipeline import Pipeline, Task, collect, task_of
-from fathom.train.pipeline_step import pipeline_step
+from fathom.train.pipeline_step import pass_and_sum, pipeline_step
 from fathom.train.step import Rates, TrainState, train_step
 
 CPU = torch.device("cpu")
@@ -98,7 +99,8 @@ def alone(config: ModelConfig, weight: float) -> Outcome:
             gradients = _gradients_alone(config, batches, weight)
         report = train_step(state, batches, losses_of, RATES, ALONE)
         reports.append((report.parts, report.grad_norm, report.loads.tolist()))
-    return _outcome(state, reports, gradients)
+    weights = {name: weight.detach().clone() for name, weight in state.model.state_dict().items()}
+    return Outcome(reports, gradients, weights, dict(zip(weights, state.copies["ema"], strict=True)))
 
 
 def _losses(model: Transformer, denominators: Denominators, weight: float, batch: Batch):
@@ -113,34 +115,43 @@ def _gradients_alone(config: ModelConfig, batches: Sequence[Batch], weight: floa
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def _outcome(state: TrainState, reports: list, gradients: dict[str, Tensor]) -> Outcome:
-    weights = {name: weight.detach().clone() for name, weight in state.model.state_dict().items()}
-    return Outcome(reports, gradients, weights, dict(zip(weights, state.copies["ema"], strict=True)))
-
-
 def spread(world: World, parallel: ParallelConfig, config: ModelConfig, rows: int, weight: float) -> list[Outcome]:
     """The same run spread over `world`; what every process has at its end."""
-    world = replace(world, mesh=build_mesh(parallel, world.size, world.device))
+    world = replace(world, mesh=build_mesh(parallel, world.size, world.device), layout=parallel)
     model = build(config)
-    pipeline = Pipeline(model, parallel, world)
-    state = TrainState.start(model, OPTIMIZER)
+    pipeline = Pipeline(model, world)
+    state = TrainState.start(parallelize(model, world), OPTIMIZER)
     reports, gradients = [], {}
     for step in range(STEPS):
         batches = micro_batches_of(step, rows, world.rows.rank, world.rows.size)
         denominators = Denominators.of(batches, config.num_nextn_predict_layers, world)
-        task = task_of(batches, config, denominators, weight, world, mask_documents=True)
         if step == 0:
-            pipeline.run(task)
-            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-            state.optimizer.zero_grad()
-            task = task_of(batches, config, denominators, weight, world, mask_documents=True)
+            pass_and_sum(pipeline, task_of(batches, config, denominators, weight, world, mask_documents=True), world)
+            gradients = {n: joined(local(p.grad), p).clone() for n, p in model.named_parameters() if p.grad is not None}
+            for parameter in model.parameters():
+                parameter.grad = None
+            let_go(model)
+        task = task_of(batches, config, denominators, weight, world, mask_documents=True)
         report = pipeline_step(state, pipeline, task, RATES, world)
         reports.append((report.parts, report.grad_norm, report.loads.tolist()))
     if parallel.schedule == "dualpipev":
         assert pipeline.baton.pairs > 0
+    _check_bytes(pipeline, task, report.sent)
     _check_chart(pipeline, task, world)
     _check_validation(pipeline, world)
-    return [outcome for outcome in world.gather(_outcome(state, reports, gradients)) if isinstance(outcome, Outcome)]
+    weights = {name: whole(weight.detach()).clone() for name, weight in model.state_dict().items()}
+    ema = {name: whole(copy).clone() for name, copy in zip(weights, state.copies["ema"], strict=True)}
+    outcomes = world.gather(Outcome(reports, gradients, weights, ema))
+    return [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
+
+
+def _check_bytes(pipeline: Pipeline, task: Task, sent: dict[str, int]) -> None:
+    """States travel where the next stage, or the one before, lies elsewhere."""
+    ranks, twice = pipeline.axis.size, pipeline.count > pipeline.axis.size
+    state = task.inputs[0].tokens.numel() * pipeline.config.hidden_size * 4 * len(task.inputs)
+    forth = sum(s.index != pipeline.count - 1 and not (twice and s.index == ranks - 1) for s in pipeline.stages)
+    back = sum(s.index != 0 and not (twice and s.index == ranks) for s in pipeline.stages)
+    assert (sent.get("states", 0), sent.get("states gradient", 0)) == (forth * state, back * state)
 
 
 def _check_chart(pipeline: Pipeline, task: Task, world: World) -> None:
@@ -155,7 +166,8 @@ def _check_chart(pipeline: Pipeline, task: Task, world: World) -> None:
 
 def _check_validation(pipeline: Pipeline, world: World) -> None:
     """Forward passes alone give the loss of the whole model, gathered from the processes."""
-    state = {name: tensor for part in world.gather(pipeline.model.state_dict()) for name, tensor in part.items()}
+    mine = {name: whole(tensor) for name, tensor in pipeline.model.state_dict().items()}
+    state = {name: tensor for part in world.gather(mine) for name, tensor in part.items()}
     model = Transformer(pipeline.config)
     model.load_state_dict(state)
     batches = micro_batches_of(9, 2)
@@ -163,7 +175,7 @@ def _check_validation(pipeline: Pipeline, world: World) -> None:
     wanted = sum(float(_losses(model, denominators, 0.0, batch).parts["loss_main"]) for batch in batches)
     task = task_of(batches, pipeline.config, denominators, 0.0, world, mask_documents=True)
     pipeline.evaluate(task)
-    parts, _ = collect(task, pipeline.config, (pipeline.axis,))
+    parts, _ = collect(task, pipeline.config, world.device, (pipeline.axis,))
     assert float(parts["loss_main"]) == pytest.approx(wanted, rel=1e-5)
 
 
@@ -191,11 +203,13 @@ def compare(outcomes: list[Outcome], expected: Outcome) -> None:
 
 
 def compare_gradients(outcomes: list[Outcome], expected: Outcome) -> None:
-    """Summed over processes where several have a part of them; relative to the largest of the tensor."""
+    """Summed already wherever several processes have a part of them; relative to the largest of the tensor."""
     for name, wanted in expected.gradients.items():
-        parts = [outcome.gradients[name] for outcome in outcomes if name in outcome.gradients]
-        got = torch.stack(parts).sum(0)
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+        for outcome in outcomes:
+            if name in outcome.gradients:
+                atol = 1e-5 * float(wanted.abs().max())
+                torch.testing.assert_close(outcome.gradients[name], wanted, rtol=1e-5, atol=atol)
+    assert {name for outcome in outcomes for name in outcome.gradients} == expected.gradients.keys()
 
 
 TIED = replace(MODEL, tie_word_embeddings=True, num_nextn_predict_layers=0)
@@ -214,11 +228,22 @@ FOUR = [
     (ParallelConfig(pipeline=4), MODEL, 2, WEIGHT),
     (ParallelConfig(pipeline=4, schedule="dualpipev"), DEEP, 1, WEIGHT),
     (ParallelConfig(pipeline=2, data=2, schedule="zbv"), MODEL, 1, WEIGHT),
+    (ParallelConfig(pipeline=2, expert=2), MODEL, 1, WEIGHT),
+    (ParallelConfig(pipeline=2, expert=2, schedule="dualpipev", recompute="selective"), MODEL, 1, WEIGHT),
+    (ParallelConfig(pipeline=2, shard=2), MODEL, 1, WEIGHT),
+    (ParallelConfig(pipeline=2, shard=2, expert=2, schedule="dualpipev"), MODEL, 1, WEIGHT),
+]
+EIGHT = [
+    (ParallelConfig(pipeline=2, expert=2, recompute="full"), MODEL, 1, WEIGHT),
+    (ParallelConfig(pipeline=2, expert=2, shard=2, recompute="selective"), MODEL, 1, WEIGHT),
 ]
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("processes", "cases"), [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("processes", "cases"),
+    [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.slow), pytest.param(8, EIGHT, marks=pytest.mark.slow)],
+)
 def test_a_pipeline_trains_as_one_process_does(processes: int, cases: list[tuple]) -> None:
     for case, outcomes in zip(cases, launch(processes, "cpu", spread_all, cases), strict=True):
         expected = alone(case[1], case[3])
@@ -237,8 +262,8 @@ def test_stages_are_balanced_with_the_head_and_mtp_as_work_of_the_last() -> None
 def refused(world: World, schedule: str, micro_batches: int, rows: int) -> str:
     """What a pipeline says to so many micro-batches, the last of them of `rows` rows."""
     config = ParallelConfig(pipeline=2, schedule=schedule)
-    world = replace(world, mesh=build_mesh(config, world.size, world.device))
-    pipeline = Pipeline(build(MODEL), config, world)
+    world = replace(world, mesh=build_mesh(config, world.size, world.device), layout=config)
+    pipeline = Pipeline(build(MODEL), world)
     batches = [batch_of(0).rows(0, 2)] * (micro_batches - 1) + [batch_of(0).rows(0, rows)]
     with pytest.raises(ValueError) as error:
         pipeline.run(task_of(batches, MODEL, Denominators(1.0, (1.0,), 1.0), WEIGHT, world))
