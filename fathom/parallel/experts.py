@@ -48,7 +48,7 @@ def through_experts(
     number = _travel(number.int(), *sizes, axis, "routes").long()
     shares = _travel(torch.where(here, weights.index_select(0, token), 0.0), *sizes, axis, "routes")
     rows = _travel_fp8(rows, *sizes, axis) if fp8 else _travel(rows, *sizes, axis, "dispatch", pause)
-    results = _travel(apply(rows, number, shares), *reversed(sizes), axis, "combine", pause)
+    results = _travel(apply(rows, number, shares), sizes[1], sizes[0], axis, "combine", pause)
     return torch.zeros_like(x).index_add(0, token, results.to(x.dtype))
 
 

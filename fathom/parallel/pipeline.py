@@ -122,17 +122,21 @@ def run_schedule(schedule: Schedule, pieces: Sequence[Piece], micro_batches: int
 
 
 def run_forward(
-    modules: Mapping[int, nn.Module], owners: Sequence[int], micro_batches: int, states: Tensor, axis: Axis
+    modules: Mapping[int, nn.Module],
+    owners: Sequence[int],
+    shapes: Sequence[tuple[int, ...]],
+    axis: Axis,
+    device: torch.device,
 ) -> None:
-    """Pass all micro-batches forward only; `owners` are the processes of all stages, the rest: `build_schedule`."""
+    """Pass micro-batches forward only, of states of these shapes; `owners` are the processes of all stages."""
     passed: dict[int, Tensor] = {}  # by micro-batch, from a stage to the next one on the same process
     sent: list[tuple[dist.Work | None, Tensor]] = []
     for index, module in sorted(modules.items()):
         before = None if index == 0 else owners[index - 1]
         behind = None if index == len(owners) - 1 else owners[index + 1]
-        for number in range(micro_batches):
+        for number, shape in enumerate(shapes):
             if before not in (None, axis.rank):
-                passed[number] = torch.empty_like(states)
+                passed[number] = torch.empty(shape, device=device)
                 dist.recv(passed[number], group=axis.group, group_src=before)
             received = () if before is None else (passed.pop(number),)
             out = module(*received, micro_batch=torch.tensor([number]))

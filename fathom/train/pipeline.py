@@ -148,9 +148,9 @@ class Pipeline:
         owners = [
             min(index, self.count - 1 - index) if self.count > self.axis.size else index for index in range(self.count)
         ]
-        states = torch.empty(*self._shape(task), self.config.hidden_size, device=self.device)
+        shapes = [(*inputs.tokens.shape, self.config.hidden_size) for inputs in task.inputs]
         begin_pipeline(self.model)
-        run_forward(self.works, owners, len(task.inputs), states, self.axis)
+        run_forward(self.works, owners, shapes, self.axis, self.device)
         let_go(self.model)
 
     def chart(self, notes: list[Note], micro_batches: int) -> dict[str, Any]:

@@ -10,12 +10,19 @@ from fathom.model.pipeline import loads_of
 from fathom.parallel.pipeline import exchange_ends
 from fathom.parallel.world import World
 from fathom.plan.measured import Note
+from fathom.train.guard import Guard
 from fathom.train.pipeline import Pipeline, Task, collect
 from fathom.train.step import Rates, Steppable, StepReport, spread_norm, sum_over_world, update
 
 
 def pipeline_step(
-    state: Steppable, pipeline: Pipeline, task: Task, rates: Rates, world: World, notes: list[Note] | None = None
+    state: Steppable,
+    pipeline: Pipeline,
+    task: Task,
+    rates: Rates,
+    world: World,
+    guard: Guard | None = None,
+    notes: list[Note] | None = None,
 ) -> StepReport:
     """Pass all micro-batches through the pipeline, sum, clip, update, then move the selection bias.
 
@@ -27,7 +34,7 @@ def pipeline_step(
         world.barrier()
     parts, loads = pass_and_sum(pipeline, task, world, notes)
     held = [loads[row] for row in loads_of(pipeline.config, pipeline.stages) if row < len(loads)]
-    report = update(state, parts, held, rates, world, spread_norm(pipeline.counted, world))
+    report = update(state, parts, held, rates, world, guard, spread_norm(pipeline.counted, world))
     sent = {kind: count - before.get(kind, 0) for kind, count in world.sent().items()}
     return replace(report, loads=loads, sent=sent)
 
