@@ -1,16 +1,26 @@
 """A pipeline against one process: losses, gradients, weights, router bias."""
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fathom.config import AttentionConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
+from fathom.config import (
+    AttentionConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from fathom.model import Transformer
 from fathom.model.parallelize import joined, let_go, local, parallelize, whole
 from fathom.model.pipeline import cut_stages
@@ -18,7 +28,9 @@ from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, launch
 from fathom.plan.measured import Note, from_record
 from fathom.plan.soundness import check_parts
+from fathom.runs import Run
 from fathom.text.packing import Batch
+from fathom.train.loop import Place, train_language
 from fathom.train.loss import Denominators, language_losses
 from fathom.train.pipeline import Pipeline, Task, collect, task_of
 from fathom.train.pipeline_step import pass_and_sum, pipeline_step
@@ -284,3 +296,51 @@ def test_too_few_or_unequal_micro_batches_are_refused_with_what_would_do() -> No
 def test_fewer_layers_than_stages_are_refused() -> None:
     with pytest.raises(ValueError, match="5 stages of whole layers cannot be cut from 4 layers; choose 1 to 4 stages"):
         cut_stages(MODEL, 5)
+
+
+TRAIN = TrainConfig(
+    steps=3,
+    batch_rows=ROWS,
+    micro_batch_rows=2,
+    seq_len=TIME,
+    save_every=2,
+    validate_every=3,
+    optimizer=OPTIMIZER,
+    schedule=ScheduleConfig(warmup_steps=1, mtp_switch=1.0, bias_freeze=1.0),
+)
+
+
+def train_by_the_loop(world: World, path: Path, layouts: Sequence[ParallelConfig]) -> None:
+    """The trainer itself, anew for every layout; the last one goes on from the first one's checkpoint of step 2."""
+    for number, layout in enumerate(layouts):
+        spread_world = replace(world, mesh=build_mesh(layout, world.size, world.device), layout=layout)
+        run = Run(path / str(number))
+        if number == len(layouts) - 1 and number and world.is_main:
+            shutil.copytree(path / "0" / "pretrain" / "step_000002", run.path / "pretrain" / "step_000002")
+        world.barrier()
+        train_language(
+            Place(run, "pretrain", spread_world),
+            TRAIN,
+            build(MODEL),
+            lambda step, rows: batch_of(step).rows(0, rows),
+            [batch_of(9).rows(0, 3), batch_of(8)],  # of unequal sizes
+            mask_documents=True,
+        )
+
+
+@pytest.mark.ranks
+def test_the_trainer_runs_a_pipeline_keeps_its_chart_and_moves_between_cuts(tmp_path: Path) -> None:
+    train_by_the_loop(ALONE, tmp_path / "alone", [ParallelConfig()])
+    expected = Run(tmp_path / "alone" / "0").read_metrics("pretrain")
+    layouts = [ParallelConfig(pipeline=2), ParallelConfig(pipeline=2, schedule="dualpipev")]
+    launch(2, "cpu", train_by_the_loop, tmp_path, layouts)
+    for number, steps in ((0, (1, 2, 3)), (1, (3,))):
+        lines = Run(tmp_path / str(number)).read_metrics("pretrain")
+        assert tuple(line["step"] for line in lines) == steps
+        for line in lines:
+            wanted = expected[line["step"] - 1]
+            for key in ("loss", "loss_main", "loss_mtp", "grad_norm", *(["validation_loss"] * (line["step"] == 3))):
+                assert line[key] == pytest.approx(wanted[key], rel=1e-5), (key, line["step"])
+            assert line["expert_shares"] == wanted["expert_shares"]
+    (record,) = Run(tmp_path / "0").read_pipeline("pretrain")
+    assert record["step"] == 2 and from_record(record).timeline.micro_batches == ROWS // 2
