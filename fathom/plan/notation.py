@@ -1,7 +1,8 @@
-"""A layout in a word: `pp4ep2dp1` for four pipeline stages, experts over two processes, one replica."""
+"""A layout in a word: `pp4ep2dp1` for four processes along the layers, two along the experts, one replica of these."""
 
 import re
 from dataclasses import asdict, replace
+from math import gcd
 
 from fathom.config import ModelConfig, ParallelConfig
 from fathom.plan.hardware import Devices, hardware_named
@@ -14,7 +15,9 @@ FIELDS = "pp (pipeline), ep (expert), dp (data), fs (shard) and cp (context)"
 def parse_layout(word: str, **options: object) -> ParallelConfig:
     """The layout that a word says, with `options` for the fields that are no ways; ways that it leaves out are one.
 
-    Without `dp` there are as many replicas as the processes allow. Raises ValueError for a word that says none.
+    `dp` counts replicas of all weights: experts lie among shards and pieces of rows first, and where these are too few
+    among more processes with rows of their own, so pp4ep2dp1 takes 8. Without `dp` there are as many as the processes
+    allow. Raises ValueError for a word that says no layout.
     """
     parts: list[tuple[str, str]] = re.findall(r"([a-z]+)(\d+)", word.lower())
     named = [name for name, _ in parts]
@@ -28,6 +31,9 @@ def parse_layout(word: str, **options: object) -> ParallelConfig:
     ways = {WAYS[name]: int(number) for name, number in parts}
     if ways.get("data") == 0:
         raise ValueError(f"--layout {word!r} has no replica; leave dp out for as many as there are processes for")
+    inner = ways.get("shard", 1) * ways.get("context", 1)
+    if "data" in ways and inner and (expert := ways.get("expert", 1)):
+        ways["data"] *= expert // gcd(expert, inner)
     return ParallelConfig(**ways, **options)  # pyright: ignore[reportArgumentType]
 
 
@@ -49,6 +55,6 @@ def check_layout(
     layout = Layout(
         data=data, micro_batches=micro_batches, micro_batch_rows=micro_batch_rows, precision="fp32", **fields
     )
-    devices = Devices(hardware=hardware_named("cpu"), count=processes)
+    devices = Devices(hardware=hardware_named("laptop"), count=processes)
     check(layout, config, devices, layout.rows, seq_len)
     return replace(parallel, data=data)
