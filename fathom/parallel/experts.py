@@ -70,7 +70,7 @@ def _travel(
         rows = pause_on_the_way_back(rows, pause)  # behind the exchange of gradients, which has begun by then
     arrived = all_to_all_single_autograd(rows.contiguous(), back, out, axis.group)
     if arrived.requires_grad:
-        arrived.register_hook(lambda grad: _book(axis, f"{kind} gradient", grad, back))
+        arrived.register_hook(lambda grad: _book(axis, f"{kind} gradient", grad, back))  # pyright: ignore
     if pause is not None:
         pause()  # what arrives is awaited where it is first read
     return arrived
