@@ -56,7 +56,8 @@ def _spread_experts(model: nn.Module, config: ModelConfig, mesh: Mesh, fp8_dispa
         layer.axis, layer.fp8_dispatch = mesh.expert, fp8_dispatch
         for name in ("gate_up", "down"):
             own = getattr(layer, name).detach().chunk(ways)[mesh.expert.rank].clone()
-            setattr(layer, name, nn.Parameter(DTensor.from_local(own, mesh.sparse["expert"], [Shard(0)])))
+            spread = DTensor.from_local(own, mesh.sparse["expert"], [Shard(0)])
+            setattr(layer, name, nn.Parameter(spread, requires_grad=getattr(layer, name).requires_grad))
 
 
 def _shard(model: Transformer, mesh: Mesh, reshard: bool, dtype: torch.dtype) -> None:
@@ -93,6 +94,10 @@ def _shard(model: Transformer, mesh: Mesh, reshard: bool, dtype: torch.dtype) ->
         if not isinstance(layer, nn.Identity):  # stands for a layer of another stage
             unit(layer, held, low, reshard)
     unit(model, held, exact, False)
+    for module in model.modules():  # torch looks for gathered weights even in units that no pass has met: MTP's, say
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
 
 
 class _CountedGather(DefaultAllGather):
@@ -238,6 +243,14 @@ def spread_like(wholes: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor
         else tensor
         for tensor, other in zip(wholes, like, strict=True)
     ]
+
+
+@torch.no_grad()
+def take_whole(model: nn.Module, spread: nn.Module) -> None:
+    """Put the weights of a model that is spread into a whole one; every process must ask."""
+    own = model.state_dict()
+    for name, tensor in spread.state_dict().items():
+        own[name].copy_(whole(tensor))
 
 
 @torch.no_grad()
