@@ -5,7 +5,7 @@ shard's place in the whole.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from fathom.config import ModelConfig
 from fathom.model.block import Block
 from fathom.model.moe import moe_layers
 from fathom.model.transformer import Transformer
-from fathom.parallel.mesh import Axis, Mesh
+from fathom.parallel.mesh import ALONE, Axis, Mesh
 from fathom.parallel.world import World
 
 
@@ -254,12 +254,17 @@ def take_whole(model: nn.Module, spread: nn.Module) -> None:
 
 
 @torch.no_grad()
-def gathered(model: Transformer) -> Transformer:
-    """The model whole on every process, and itself where it is not spread; every process must ask."""
-    if not is_spread(model):
+def gathered(model: Transformer, stages: Axis = ALONE) -> Transformer:
+    """The model whole on every process, and itself where it is not spread; every process must ask.
+
+    `stages` are the processes over which its layers are spread.
+    """
+    if not is_spread(model) and stages.size == 1:
         return model
     with torch.device("meta"):
         copy = Transformer(model.config)
-    copy.load_state_dict({name: whole(tensor).clone() for name, tensor in model.state_dict().items()}, assign=True)
+    mine = {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
+    parts = cast(list[dict[str, Tensor]], stages.gather(mine))
+    copy.load_state_dict({name: tensor for part in parts for name, tensor in part.items()}, assign=True)
     copy.frequencies = model.frequencies
     return copy

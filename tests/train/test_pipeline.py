@@ -22,7 +22,7 @@ from fathom.config import (
     TrainConfig,
 )
 from fathom.model import Transformer
-from fathom.model.parallelize import joined, let_go, local, parallelize, whole
+from fathom.model.parallelize import gathered, joined, let_go, local, parallelize, whole
 from fathom.model.pipeline import cut_stages
 from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, launch
@@ -318,7 +318,7 @@ def train_by_the_loop(world: World, path: Path, layouts: Sequence[ParallelConfig
         if number == len(layouts) - 1 and number and world.is_main:
             shutil.copytree(path / "0" / "pretrain" / "step_000002", run.path / "pretrain" / "step_000002")
         world.barrier()
-        train_language(
+        state = train_language(
             Place(run, "pretrain", spread_world),
             TRAIN,
             build(MODEL),
@@ -326,6 +326,9 @@ def train_by_the_loop(world: World, path: Path, layouts: Sequence[ParallelConfig
             [batch_of(9).rows(0, 3), batch_of(8)],  # of unequal sizes
             mask_documents=True,
         )
+        whole_model = gathered(state.model, spread_world.mesh.pipeline)
+        for name, weight in state.model.state_dict().items():
+            assert torch.equal(whole_model.state_dict()[name], weight)
 
 
 @pytest.mark.ranks
