@@ -168,7 +168,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
     source = "sft" if config.cold_start else "pretrain"
     if world.layout.pipeline > 1:
         raise ValueError(
-            f"parallel.pipeline={world.layout.pipeline} spreads layers for pretrain and sft alone, and grpo samples from "
+            f"parallel.pipeline={world.layout.pipeline} spreads layers for pretrain and sft alone: grpo samples from "
             "whole models; run grpo with --parallel.pipeline 1, whose checkpoints any cut can read"
         )
 
