@@ -86,7 +86,9 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, sta
         model = new_model(config, world)
         place = Place(run, "pretrain", world, compute_dtype(config, world), notify, config.resilience)
         state = train_language(place, train, model, batch_of, kept, config.text.mask_documents)
-        return training_record(run, "pretrain", gathered(state.model), train, last_line(run, "tokenize")["data_hash"])
+        return training_record(
+            run, "pretrain", gathered(state.model, world.mesh.pipeline), train, last_line(run, "tokenize")["data_hash"]
+        )
 
     inputs: dict[str, object] = {
         "model": config.model,
@@ -142,7 +144,13 @@ def fine_tune(
         model = model_of_stage(config, run, world, source)
         place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
         state = train_language(place, train, model, lambda step, rows: loader.batch(skip + step, rows))
-        return training_record(run, stage, gathered(state.model), train, file_hash(solved_path(config, run, tokenizer)))
+        return training_record(
+            run,
+            stage,
+            gathered(state.model, world.mesh.pipeline),
+            train,
+            file_hash(solved_path(config, run, tokenizer)),
+        )
 
     inputs: dict[str, object] = {
         "train": train,
@@ -158,6 +166,11 @@ def fine_tune(
 def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
     """Reinforcement learning on the task, from the cold start or, as R1-Zero, from the pretrained model."""
     source = "sft" if config.cold_start else "pretrain"
+    if world.layout.pipeline > 1:
+        raise ValueError(
+            f"parallel.pipeline={world.layout.pipeline} spreads layers for pretrain and sft alone: grpo samples from "
+            "whole models; run grpo with --parallel.pipeline 1, whose checkpoints any cut can read"
+        )
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)

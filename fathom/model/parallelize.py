@@ -5,7 +5,7 @@ shard's place in the whole.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from fathom.config import ModelConfig
 from fathom.model.block import Block
 from fathom.model.moe import moe_layers
 from fathom.model.transformer import Transformer
-from fathom.parallel.mesh import Axis, Mesh
+from fathom.parallel.mesh import ALONE, Axis, Mesh
 from fathom.parallel.world import World
 
 
@@ -91,7 +91,8 @@ def _shard(model: Transformer, mesh: Mesh, reshard: bool, dtype: torch.dtype) ->
         elif dtype != torch.float32:
             unit(moe.router, held, exact, reshard)
     for layer in [*model.layers, *model.mtp]:
-        unit(layer, held, low, reshard)
+        if not isinstance(layer, nn.Identity):  # stands for a layer of another stage
+            unit(layer, held, low, reshard)
     unit(model, held, exact, False)
     for module in model.modules():  # torch looks for gathered weights even in units that no pass has met: MTP's, say
         if isinstance(module, FSDPModule):
@@ -134,6 +135,35 @@ def before_micro_batch(model: nn.Module, zero: int, is_last: bool) -> None:
         model.set_requires_gradient_sync(is_last or zero == 3)
         model.set_requires_all_reduce(is_last)
         model.set_reshard_after_backward(is_last or zero == 3)
+
+
+def begin_pipeline(model: nn.Module) -> None:
+    """Gather what stages of a pipeline compute with, for all micro-batches of a step; gradients add up where they are.
+
+    Stages call the layers themselves, not the model that FSDP takes for the root, and passes forward and back are under
+    way at once: so nothing is summed or let go before `end_pipeline`.
+    """
+    if isinstance(model, FSDPModule):
+        fully_shard.state(model)._lazy_init()  # pyright: ignore
+        model.set_is_last_backward(False)
+        model.set_requires_gradient_sync(False)
+        model.set_reshard_after_backward(False)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+
+
+def end_pipeline(model: nn.Module) -> None:
+    """Sum the gradients over the processes that share the stages' weights, each to its own part."""
+    if isinstance(model, FSDPModule):
+        model.set_is_last_backward(True)
+        model.set_requires_gradient_sync(True)
+        model.set_reshard_after_backward(True)
+        root: Any = fully_shard.state(model)  # pyright: ignore
+        for state in root._state_ctx.all_states:
+            for group in state._fsdp_param_groups:
+                group.post_backward()
+        root._root_post_backward_final_callback()
 
 
 def count_replica_sums(model: nn.Module, world: World) -> None:
@@ -224,12 +254,17 @@ def take_whole(model: nn.Module, spread: nn.Module) -> None:
 
 
 @torch.no_grad()
-def gathered(model: Transformer) -> Transformer:
-    """The model whole on every process, and itself where it is not spread; every process must ask."""
-    if not is_spread(model):
+def gathered(model: Transformer, stages: Axis = ALONE) -> Transformer:
+    """The model whole on every process, and itself where it is not spread; every process must ask.
+
+    `stages` are the processes over which its layers are spread.
+    """
+    if not is_spread(model) and stages.size == 1:
         return model
     with torch.device("meta"):
         copy = Transformer(model.config)
-    copy.load_state_dict({name: whole(tensor).clone() for name, tensor in model.state_dict().items()}, assign=True)
+    mine = {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
+    parts = cast(list[dict[str, Tensor]], stages.gather(mine))
+    copy.load_state_dict({name: tensor for part in parts for name, tensor in part.items()}, assign=True)
     copy.frequencies = model.frequencies
     return copy
