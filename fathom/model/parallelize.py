@@ -130,7 +130,7 @@ def before_micro_batch(model: nn.Module, zero: int, is_last: bool) -> None:
     over replicas once.
     """
     if isinstance(model, FSDPModule):
-        model.set_is_last_backward(is_last)
+        # every backward pass is its own last one to FSDP: it would gather ahead by the order of the pass before
         model.set_requires_gradient_sync(is_last or zero == 3)
         model.set_requires_all_reduce(is_last)
         model.set_reshard_after_backward(is_last or zero == 3)
