@@ -139,7 +139,7 @@ def before_micro_batch(model: nn.Module, zero: int, is_last: bool) -> None:
 def count_replica_sums(model: nn.Module, world: World) -> None:
     """Book what FSDP has sent to sum this process's parts over the replicas, once a step."""
     for parameter in model.parameters():
-        if isinstance(parameter.grad, DTensor) and any(p.is_replicate() for p in parameter.placements):
+        if isinstance(parameter.grad, DTensor) and any(p.is_replicate() for p in parameter.grad.placements):
             world.mesh.data.count_all_reduce("gradients", local(parameter.grad))
 
 

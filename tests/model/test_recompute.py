@@ -57,7 +57,7 @@ def run(recompute: Recompute, replay: Tensor | None = None) -> tuple[Tensor, lis
 @pytest.mark.parametrize("replayed", [False, True])
 def test_what_is_computed_again_is_the_same(recompute: Recompute, replayed: bool) -> None:
     replay = torch.randint(0, 4, (1, 2, 24, 2), generator=torch.Generator().manual_seed(1)) if replayed else None
-    loss, gradients, trace, kept = run("none", replay)
+    loss, gradients, trace, _kept = run("none", replay)
     again = run(recompute, replay)
     assert torch.equal(again[0], loss)
     for found, wanted in zip(again[1], gradients, strict=True):
