@@ -44,7 +44,11 @@ class Block(nn.Module):
             return x + self._fed_forward(x, trace)
         if self.recompute == "full":
             again = noted_once(trace)
-            return recomputed(lambda x: self._whole(x, turn, mask, again()), x)
+
+            def whole(x: Tensor) -> Tensor:
+                return self._whole(x, turn, mask, again())
+
+            return recomputed(whole, x)
         return self._selective(x, turn, mask, trace)
 
     def _whole(self, x: Tensor, turn: Rotation, mask: Tensor | None, trace: RoutingTrace | None) -> Tensor:
@@ -53,11 +57,14 @@ class Block(nn.Module):
 
     def _selective(self, x: Tensor, turn: Rotation, mask: Tensor | None, trace: RoutingTrace | None) -> Tensor:
         """Norms, expanded latents and SwiGLU are computed again, but the norm before experts: their tokens travel."""
-        wide = expansions(self.attention.config)
-        x = x + recomputed_cheaply(lambda x: self.attention(self.attention_norm(x), turn, mask), x, again=wide)
+
+        def attend(x: Tensor) -> Tensor:
+            return self.attention(self.attention_norm(x), turn, mask)
+
+        x = x + recomputed_cheaply(attend, x, again=expansions(self.attention.config))
         if isinstance(self.feed_forward, MoE):
             return x + self.feed_forward(self.feed_forward_norm(x), trace, recompute_shared=True)
-        return x + recomputed_cheaply(lambda x: self._fed_forward(x, None), x)
+        return x + recomputed_cheaply(self._fed_forward, x, None)
 
     def _fed_forward(self, x: Tensor, trace: RoutingTrace | None) -> Tensor:
         normed = self.feed_forward_norm(x)

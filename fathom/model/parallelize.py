@@ -131,7 +131,7 @@ def before_micro_batch(model: nn.Module, zero: int, is_last: bool) -> None:
     over replicas once.
     """
     if isinstance(model, FSDPModule):
-        model.set_is_last_backward(is_last)
+        # every backward pass is its own last one to FSDP: it would gather ahead by the order of the pass before
         model.set_requires_gradient_sync(is_last or zero == 3)
         model.set_requires_all_reduce(is_last)
         model.set_reshard_after_backward(is_last or zero == 3)
@@ -169,7 +169,7 @@ def end_pipeline(model: nn.Module) -> None:
 def count_replica_sums(model: nn.Module, world: World) -> None:
     """Book what FSDP has sent to sum this process's parts over the replicas, once a step."""
     for parameter in model.parameters():
-        if isinstance(parameter.grad, DTensor) and any(p.is_replicate() for p in parameter.placements):
+        if isinstance(parameter.grad, DTensor) and any(p.is_replicate() for p in parameter.grad.placements):
             world.mesh.data.count_all_reduce("gradients", local(parameter.grad))
 
 

@@ -1,6 +1,7 @@
 """Tokens to the processes that hold their experts and back, by all-to-all with whatever counts there are (V3 3.2.2)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -41,14 +42,14 @@ def through_experts(
     process, token = goes.T.nonzero(as_tuple=True)  # in the order of processes
     out = goes.sum(0)
     back = _counts(out, axis)
-    sizes = out.tolist(), back.tolist()
+    leaving, coming = cast(list[int], out.tolist()), cast(list[int], back.tolist())
     here = home[token] == process.unsqueeze(1)  # (C, K)
     number = torch.where(here, experts[token] - own * process.unsqueeze(1), own)
     rows = x.index_select(0, token)
-    number = _travel(number.int(), *sizes, axis, "routes").long()
-    shares = _travel(torch.where(here, weights.index_select(0, token), 0.0), *sizes, axis, "routes")
-    rows = _travel_fp8(rows, *sizes, axis) if fp8 else _travel(rows, *sizes, axis, "dispatch", pause)
-    results = _travel(apply(rows, number, shares), sizes[1], sizes[0], axis, "combine", pause)
+    number = _travel(number.int(), leaving, coming, axis, "routes").long()
+    shares = _travel(torch.where(here, weights.index_select(0, token), 0.0), leaving, coming, axis, "routes")
+    rows = _travel_fp8(rows, leaving, coming, axis) if fp8 else _travel(rows, leaving, coming, axis, "dispatch", pause)
+    results = _travel(apply(rows, number, shares), coming, leaving, axis, "combine", pause)
     return torch.zeros_like(x).index_add(0, token, results.to(x.dtype))
 
 
@@ -70,7 +71,7 @@ def _travel(
         rows = pause_on_the_way_back(rows, pause)  # behind the exchange of gradients, which has begun by then
     arrived = all_to_all_single_autograd(rows.contiguous(), back, out, axis.group)
     if arrived.requires_grad:
-        arrived.register_hook(lambda grad: _book(axis, f"{kind} gradient", grad, back))  # pyright: ignore
+        arrived.register_hook(partial(_book_gradient, axis, f"{kind} gradient", back))
     if pause is not None:
         pause()  # what arrives is awaited where it is first read
     return arrived
@@ -80,6 +81,10 @@ def _book(axis: Axis, kind: str, rows: Tensor, counts: list[int]) -> None:
     """Count the rows that leave this process."""
     width = rows[:1].nbytes if len(rows) else 0
     axis.sent[kind] += width * (sum(counts) - counts[axis.rank])
+
+
+def _book_gradient(axis: Axis, kind: str, counts: list[int], gradient: Tensor) -> None:
+    _book(axis, kind, gradient, counts)
 
 
 def _travel_fp8(rows: Tensor, out: list[int], back: list[int], axis: Axis) -> Tensor:

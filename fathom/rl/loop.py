@@ -123,7 +123,7 @@ def update(
 
 
 def in_step(updates: list[list[GroupBatch]], place: Place) -> list[list[GroupBatch]]:
-    """As many micro-batches on every process, for they exchange weights or tokens in each; the last may hold nothing."""
+    """As many micro-batches on every process, for all talk in each of them; the last may hold nothing."""
     counts = cast(list[list[int]], place.world.gather([len(micros) for micros in updates]))
     most = [max(each) for each in zip(*counts, strict=True)]
     return [micros + [nothing()] * (count - len(micros)) for micros, count in zip(updates, most, strict=True)]

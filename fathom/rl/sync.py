@@ -33,8 +33,8 @@ class Sampler:
         if len(set(prints)) > 1:
             odd = [rank for rank, found in enumerate(prints) if found != prints[0]]
             raise RuntimeError(
-                f"processes {odd} hold other weights than the first one; training stops, because they would sample from "
-                "another policy: go on from the last checkpoint with --resume"
+                f"processes {odd} hold other weights than the first one; training stops, because they would sample "
+                "from another policy: go on from the last checkpoint with --resume"
             )
         if self.model is not self.trained:
             self.compare_logits()
@@ -54,7 +54,8 @@ class Sampler:
         if not worst <= (ROUNDED if rounded else EXACT):
             raise RuntimeError(
                 f"the sampler's logits lie {worst:.2g} of the largest one away from those of the trained weights; "
-                "training stops, because it would learn from another policy: go on from the last checkpoint with --resume"
+                "training stops, because it would learn from another policy: go on from the last checkpoint with "
+                "--resume"
             )
 
 

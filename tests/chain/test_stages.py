@@ -9,7 +9,7 @@ import torch
 
 from fathom.chain import stages
 from fathom.checkpoint.state import list_checkpoints, load_weights, weights_hash
-from fathom.config import Config, ScheduleConfig, TrainConfig
+from fathom.config import Config, ParallelConfig, ScheduleConfig, TrainConfig
 from fathom.eval.suite import Answer, random_play
 from fathom.model import Transformer
 from fathom.parallel.world import World
@@ -126,9 +126,12 @@ def test_a_model_of_another_shape_than_the_checkpoint_is_refused(run: Run, micro
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(micro: Config) -> None:
     pair = World(0, 2, torch.device("cpu"))
-    stages.require_divisible(micro.sft, pair)
+    stages.require_layout("sft", micro.sft, micro.model, pair)
     with pytest.raises(ValueError, match="batch_rows=7 does not divide among 2 workers"):
-        stages.require_divisible(replace(micro.sft, batch_rows=7), pair)
+        stages.require_layout("sft", replace(micro.sft, batch_rows=7), micro.model, pair)
+    three = World(0, 3, torch.device("cpu"), layout=ParallelConfig(expert=3))
+    with pytest.raises(ValueError, match="expert=3 must divide the 4 routed experts and the 3 devices"):
+        stages.require_layout("sft", replace(micro.sft, batch_rows=6), micro.model, three)
 
 
 @pytest.mark.parametrize(

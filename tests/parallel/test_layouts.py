@@ -25,6 +25,8 @@ from fathom.model import Transformer
 from fathom.model.parallelize import gathered, joined, local, parallelize
 from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, launch
+from fathom.plan.layout import Layout
+from fathom.plan.messages import state_bytes
 from fathom.runs import Run
 from fathom.text.packing import Batch
 from fathom.train.loop import Place, split_rows, train_language
@@ -213,3 +215,30 @@ def test_a_layout_trains_what_one_process_trains(
                 assert line[key] == pytest.approx(wanted[key], rel=1e-5), (key, line["step"])
         assert line["expert_shares"] == wanted["expert_shares"]  # loads are counted once
         assert line["rows"] == ROWS
+
+
+@pytest.mark.parametrize(("name", "ranks"), CASES)
+def test_a_step_sends_what_the_planner_says(
+    name: str,
+    ranks: int,
+    spread: dict[int, dict[str, dict[str, object]]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    c = next(layout for known, layout, _ in LAYOUTS if known == name)
+    layout = Layout(
+        data=ranks // c.model_ways,
+        shard=c.shard,
+        zero=c.zero,
+        expert=c.expert,
+        context=c.context,
+        micro_batches=ROWS * c.context // ranks,
+        precision="fp32",
+    )
+    wanted = state_bytes(MODEL, layout)
+    losses, loads = 5, 2 * MODEL.moe.n_routed_experts  # which travel with the gradients where these are not in parts
+    notes = 2 * 4 * (losses + loads) * (ranks - 1) / ranks
+    for line in results_of(name, ranks, spread, tmp_path_factory)["lines"]:
+        sent = line["sent_bytes"]
+        assert sent.get("weights", 0) == pytest.approx(wanted["weights"], rel=1e-3)
+        extra = notes if c.shard == 1 else 0
+        assert sent["gradients"] == pytest.approx(wanted["gradients"] + extra, rel=1e-3)
