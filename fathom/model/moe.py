@@ -14,6 +14,7 @@ from fathom.kernels.fp8_experts import fp8_grouped_swiglu
 from fathom.kernels.grouped import grouped_swiglu
 from fathom.kernels.router import choose_experts, expert_load, gate_weights, router_scores, sequence_balance_loss
 from fathom.model.ffn import SwiGLU
+from fathom.parallel.mesh import ALONE, Axis
 
 
 @dataclass
@@ -71,6 +72,7 @@ class MoE(nn.Module):
     """Every token passes the shared experts and its K routed ones."""
 
     fp8: Fp8Layer | None = None  # set by `precision.use_fp8`
+    context: Axis = ALONE  # over which rows are spread; set by `Transformer.spread_rows`
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -115,7 +117,11 @@ class MoE(nn.Module):
             trace.experts.append(experts.view(*scores.shape[:2], -1))
         trace.loads.append(expert_load(counted, self.config.n_routed_experts))
         if self.config.seq_aux_alpha:
-            trace.balance.append(sequence_balance_loss(scores, self.config.num_experts_per_tok, valid))
+            spread = self.context.size > 1
+            balance = sequence_balance_loss(
+                scores, self.config.num_experts_per_tok, valid, self.context.sum if spread else None
+            )
+            trace.balance.append(balance)
 
 
 def moe_layers(model: nn.Module) -> Iterator[MoE]:

@@ -1,7 +1,8 @@
 """The processes as a mesh: along which axis each kind of parallelism talks."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ class Axis:
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
+    sent: Counter[str] = field(default_factory=Counter[str], compare=False)  # bytes so far, by what they carried
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor, on every process, by the sum over the processes: one message for all of them."""

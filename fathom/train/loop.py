@@ -48,6 +48,7 @@ def train_language(
     `batch_of(step, rows)` gives this process's share of a global batch of `rows`; it depends on nothing else,
     so an interrupted run repeats exactly what an unbroken one does. `validation` batches are this process's too.
     """
+    model.spread_rows(place.world.mesh.context)
     state = resume(place, TrainState.start(model, config.optimizer))
     in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
     fall_back(model, state.fallbacks)
