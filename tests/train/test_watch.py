@@ -1,0 +1,85 @@
+"""Where a step's time goes: spans by hand, and two processes of which one is slow."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from fathom.config import ParallelConfig
+from fathom.parallel.world import World, launch
+from fathom.train.watch import StepWatch, uncovered
+
+SLOW = 0.5  # seconds that the first process keeps the other waiting
+
+
+def test_what_is_not_covered_by_hand() -> None:
+    spans = np.array([[0.0, 4.0], [3.0, 6.0], [10.0, 12.0]])
+    assert uncovered(spans, np.zeros((0, 2))) == 8.0
+    assert uncovered(spans, np.array([[1.0, 2.0], [5.0, 11.0]])) == 5.0
+    assert uncovered(np.zeros((0, 2)), spans) == 0.0
+
+
+def test_what_is_not_covered_by_counting_moments() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        begins, lengths = rng.integers(0, 50, (2, 6)), rng.integers(0, 20, (2, 6))
+        spans, by = np.stack((begins, begins + lengths), axis=2).astype(float)
+        moments = np.arange(80) + 0.5
+
+        def within(spans: np.ndarray, moments: np.ndarray = moments) -> np.ndarray:
+            return ((moments[:, None] > spans[:, 0]) & (moments[:, None] < spans[:, 1])).any(1)
+
+        assert uncovered(spans, by) == (within(spans) & ~within(by)).sum()
+
+
+def steps(world: World, directory: Path) -> list[object]:
+    """Four steps of products and a sum, watched in the second; then a stage that waits for the other."""
+    watch = StepWatch(ParallelConfig(breakdown_every=2, profile_steps="2:4"), world, directory)
+    found: list[object] = []
+    for step in range(6):
+        watch.begin(step)
+        time.sleep(0.05)
+        watch.fetched()
+        x = torch.ones(64, 64)
+        for _ in range(20):
+            x = x @ x / 64
+        if world.rank == 0:
+            time.sleep(SLOW)
+        if step < 4:
+            dist.all_reduce(x)
+        elif world.rank == 0:
+            dist.send(x, 1)
+        else:
+            dist.recv(x, 0)
+        found.append(watch.end(step))
+    return found
+
+
+@pytest.mark.ranks
+def test_a_slow_process_shows_as_the_others_wait(tmp_path: Path) -> None:
+    found = launch(2, "cpu", steps, tmp_path)
+    assert [list(step) for step in found] == [[], ["breakdown"], [], [], [], ["breakdown"]]
+    for step, waits in ((1, "communication"), (5, "bubble")):
+        slow, other = found[step]["breakdown"]
+        assert slow["compute"] > SLOW
+        assert other[waits] > 0.6 * SLOW
+        assert slow[waits] < other[waits]
+        for parts in (slow, other):
+            assert list(parts) == ["compute", "communication", "bubble", "data"]
+            assert parts["data"] >= 0.05
+            assert min(parts.values()) >= 0
+    for rank in range(2):
+        trace = json.loads((tmp_path / f"steps_2_4_rank_{rank}.json").read_text())
+        names = [event.get("name") for event in trace["traceEvents"]]
+        assert names.count("fathom::step") == 2
+        assert names.count("aten::mm") == 40
+
+
+@pytest.mark.parametrize("given", ["7", "5:5", "-1:3", "a:b", "1:2:3"])
+def test_steps_to_trace_are_checked(given: str) -> None:
+    with pytest.raises(ValueError, match=r"parallel\.profile_steps"):
+        ParallelConfig(profile_steps=given)
