@@ -11,9 +11,10 @@ from fathom.model.cache import Slots
 from fathom.model.gqa import GQA
 from fathom.model.linear import RMSNorm, linear
 from fathom.model.mla import MLA
-from fathom.model.moe import MoE, Router, RoutingTrace
+from fathom.model.moe import MoE, Router
 from fathom.model.mtp import MTPModule
 from fathom.model.rope import Rotation, rope_frequencies, rope_magnitude, rotation
+from fathom.model.routing import RoutingTrace
 from fathom.parallel.mesh import ALONE, Axis
 
 

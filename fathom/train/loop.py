@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from fathom.checkpoint.state import list_checkpoints, load_state, load_weights, save_checkpoint
 from fathom.config import TrainConfig
 from fathom.model import Transformer
+from fathom.model.parallelize import gathered, is_spread, let_go, parallelize, spread_like, take, whole
 from fathom.model.precision import fp8_layers, use_fp8
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
@@ -18,7 +20,7 @@ from fathom.train import schedule
 from fathom.train.loss import Denominators, Losses, language_losses
 from fathom.train.metrics import balance_metrics, peak_flops
 from fathom.train.microscope import Limits, examine, fall_back, summarise
-from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors
+from fathom.train.optimizer import joined_tensors, load_optimizer_tensors, optimizer_tensors, parted_tensors
 from fathom.train.step import Rates, StepReport, TrainState, train_step
 
 Notify = Callable[[int, dict[str, object]], None]  # finished steps, the step's metrics
@@ -48,7 +50,8 @@ def train_language(
     `batch_of(step, rows)` gives this process's share of a global batch of `rows`; it depends on nothing else,
     so an interrupted run repeats exactly what an unbroken one does. `validation` batches are this process's too.
     """
-    model.spread_rows(place.world.mesh.context)
+    require_spread(config, place.world)
+    model = parallelize(model, place.world, place.dtype)
     state = resume(place, TrainState.start(model, config.optimizer))
     in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
     fall_back(model, state.fallbacks)
@@ -56,7 +59,7 @@ def train_language(
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step
-        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.size)
+        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.rows.size)
         micro_batches = split_rows(batch_of(step, rows), config.micro_batch_rows)
         denominators = Denominators.of(micro_batches, len(model.mtp), place.world)
         weight = schedule.mtp_weight(config.schedule, step, config.steps)
@@ -116,7 +119,8 @@ def split_rows(batch: Batch, rows: int) -> list[Batch]:
 
 def language_metrics(report: StepReport) -> dict[str, object]:
     """A step's losses and balance, as they go into metrics.jsonl."""
-    return {**report.parts, "grad_norm": report.grad_norm, **balance_metrics(report.loads)}
+    sent = {"sent_bytes": report.sent} if report.sent else {}
+    return {**report.parts, "grad_norm": report.grad_norm, **balance_metrics(report.loads), **sent}
 
 
 def speed_metrics(tokens: float, seconds: float, flops_per_token: float, world: World) -> dict[str, object]:
@@ -132,7 +136,8 @@ def validation_loss(model: Transformer, batches: Sequence[Batch], place: Place, 
     denominators = Denominators.of(batches, 0, place.world)
     device = place.world.device
     losses = [language_losses(model, b, denominators, 0.0, device, mask_documents).parts["loss_main"] for b in batches]
-    return place.world.sum_numbers(sum(float(loss) for loss in losses))[0]
+    let_go(model)
+    return place.world.tokens.sum_numbers(sum(float(loss) for loss in losses))[0]
 
 
 def finish_step(
@@ -142,27 +147,56 @@ def finish_step(
     if place.world.is_main:
         place.run.append_metrics(place.stage, state.step, **metrics)
         place.notify(state.step, metrics)
-        if state.step % save_every == 0 or state.step == last:
-            tensors = {f"optimizer.{name}": t for name, t in optimizer_tensors(state.optimizer).items()}
-            for name, copy in state.copies.items():
-                tensors |= {f"{name}.{index}": tensor for index, tensor in enumerate(copy)}
-            kept = {"stage": place.stage, "fallbacks": state.fallbacks}
-            directory = place.run.checkpoint_dir(place.stage)
-            save_checkpoint(directory, state.step, state.model, tensors, kept, keep)
+    if state.step % save_every == 0 or state.step == last:
+        save(place, state, keep)
+
+
+def save(place: Place, state: TrainState, keep: int) -> None:
+    """Write a checkpoint; weights that lie in parts are joined, so every process must call."""
+    tensors = {
+        f"optimizer.{name}": t for name, t in joined_tensors(optimizer_tensors(state.optimizer), state.model).items()
+    }
+    for name, copy in state.copies.items():
+        tensors |= {f"{name}.{index}": whole(tensor) for index, tensor in enumerate(copy)}
+    model = gathered(state.model)
+    if place.world.is_main:
+        kept = {"stage": place.stage, "fallbacks": state.fallbacks}
+        save_checkpoint(place.run.checkpoint_dir(place.stage), state.step, model, tensors, kept, keep)
+
+
+def load_whole_weights(model: Transformer, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into a model, or this process's part of them where the model is spread."""
+    if not is_spread(model):
+        return load_weights(checkpoint, model)
+    loaded = Transformer(model.config)
+    load_weights(checkpoint, loaded)
+    take(model, loaded.state_dict())
+
+
+def require_spread(config: TrainConfig, world: World) -> None:
+    """Refuse what cannot be done with weights in parts."""
+    if config.fp8_check_every and world.layout.shard > 1:
+        raise ValueError(
+            f"fp8_check_every={config.fp8_check_every} compares gradients of whole weights, but parallel.shard="
+            f"{world.layout.shard} leaves none whole; choose fp8_check_every=0, or check with parallel.shard=1"
+        )
 
 
 def resume(place: Place, state: TrainState) -> TrainState:
     """Go back to the stage's newest checkpoint, and drop the metrics of steps behind it."""
     checkpoints = list_checkpoints(place.run.checkpoint_dir(place.stage))
     if checkpoints:
-        load_weights(checkpoints[-1], state.model)
+        load_whole_weights(state.model, checkpoints[-1])
         tensors, values = load_state(checkpoints[-1])
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             parts.setdefault(kind, {})[rest] = tensor.to(place.world.device)
-        load_optimizer_tensors(state.optimizer, parts.pop("optimizer"))
+        load_optimizer_tensors(state.optimizer, parted_tensors(parts.pop("optimizer"), state.model))
         state.copies = {kind: [copy[str(i)] for i in range(len(copy))] for kind, copy in parts.items()}
+        if is_spread(state.model):
+            like = list(state.model.state_dict().values())
+            state.copies = {kind: spread_like(copy, like) for kind, copy in state.copies.items()}
         state.step, state.fallbacks = values["step"], values.get("fallbacks", {})
     if place.world.is_main:
         place.run.truncate_metrics(place.stage, state.step)

@@ -157,9 +157,13 @@ def losses_behind(
     depths = len(inputs.further)
     for depth, further in enumerate(inputs.further, 1):
         hidden = hidden[:, : further.tokens.shape[1]]
-        trace.valid = further.valid
         hidden = model.predict_further(
-            depth - 1, hidden, further.tokens, positions=further.positions, mask=further.mask, trace=trace
+            depth - 1,
+            hidden,
+            further.tokens,
+            positions=further.positions,
+            mask=further.mask,
+            trace=trace.counting(further.valid),
         )
         loss, draft = _weighted_loss(model, hidden, further.targets, further.weights, denominators.further[depth - 1])
         total = total + mtp_weight / depths * loss

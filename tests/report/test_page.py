@@ -61,7 +61,7 @@ def test_figures_shown_are_the_figures_recorded(report: Path) -> None:
     assert page.open == []
     assert list(page.sections) == [
         *("header", "result", "training", "reinforcement", "transcripts"),
-        *("experts", "mtp", "limits", "cost", "ledger"),
+        *("experts", "processes", "mtp", "limits", "cost", "ledger"),
     ]
     result, cost, ledger = (page.sections[name] for name in ("result", "cost", "ledger"))
     assert "On 500 held-out problems its sampled accuracy went from 26.3 % to 83.0 %" in page.sections["header"]
