@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Int
 from torch import Tensor
 
-from fathom.config import ParallelConfig
 from fathom.plan.placement import Placement, equal_runs, place_experts
 
 
@@ -22,30 +20,30 @@ class Forecast:
     placement: Placement | None = None  # from the window before
 
     @staticmethod
-    def of(layout: ParallelConfig, experts: int) -> "Forecast | None":
-        """The forecast that `layout` asks for. Raises ValueError where the experts do not divide over its devices."""
-        devices = layout.balance_devices
+    def of(devices: int, experts: int) -> "Forecast":
+        """The forecast for `devices`, or none for 0. Raises ValueError where the experts do not divide over them."""
         if devices and (not experts or experts % devices):
             raise ValueError(
                 f"parallel.balance_devices={devices} does not divide the model's {experts} routed experts; choose one "
                 "of their divisors, or 0 for no forecast"
             )
-        return Forecast(devices) if devices else None
+        return Forecast(devices)
 
-    def add(self, loads: Int[Tensor, "L E"]) -> None:
-        """Count one step's token-expert pairs; a window has equally many layers in all its steps."""
+    def step(self, loads: Tensor, ends: bool) -> dict[str, object]:
+        """Count one step's token-expert pairs (L, E), and say what the window shows where it `ends`."""
+        if not self.devices:
+            return {}
         known = self.window is not None and self.window.shape == loads.shape
         self.window = self.window + loads if known and self.window is not None else loads.clone()
+        return self._close(self.window) if ends else {}
 
-    def close(self) -> dict[str, object]:
-        """End the window: the busiest device's excess over the mean, over all layers; nothing in the first window.
+    def _close(self, window: Tensor) -> dict[str, object]:
+        """The busiest device's excess over the mean, over all layers; nothing in the first window.
 
         `before` has the experts in equal runs, `after` where the last window's loads put them, and `hindsight` where
         this window's own would.
         """
-        if self.window is None or not self.window.numel():
-            return {}
-        loads = self.window.double().cpu().numpy()
+        loads = window.double().cpu().numpy()
         past, slots = self.placement, slots_for(loads.shape[1], self.devices)
         self.placement = place_experts(loads, slots, 1, 1, self.devices)
         self.window = None

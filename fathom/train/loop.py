@@ -12,6 +12,7 @@ from fathom.config import TrainConfig
 from fathom.model import Transformer
 from fathom.model.parallelize import gathered, is_spread, let_go, parallelize, spread_like, take, whole
 from fathom.model.precision import fp8_layers, use_fp8
+from fathom.parallel.balance import Forecast
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
 from fathom.runs import Run
@@ -22,6 +23,7 @@ from fathom.train.metrics import balance_metrics, peak_flops
 from fathom.train.microscope import Limits, examine, fall_back, summarise
 from fathom.train.optimizer import joined_tensors, load_optimizer_tensors, optimizer_tensors, parted_tensors
 from fathom.train.step import Rates, StepReport, TrainState, train_step
+from fathom.train.watch import StepWatch
 
 Notify = Callable[[int, dict[str, object]], None]  # finished steps, the step's metrics
 
@@ -56,11 +58,15 @@ def train_language(
     in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
     fall_back(model, state.fallbacks)
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
+    watch = StepWatch(place.world, place.run.path / "traces" / place.stage)
+    forecast = Forecast.of(place.world.layout.balance_devices, model.config.moe.n_routed_experts)
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step
+        watch.begin(step)
         rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.rows.size)
         micro_batches = split_rows(batch_of(step, rows), config.micro_batch_rows)
+        watch.fetched()
         denominators = Denominators.of(micro_batches, len(model.mtp), place.world)
         weight = schedule.mtp_weight(config.schedule, step, config.steps)
         rates = rates_of(config, model, step)
@@ -76,6 +82,8 @@ def train_language(
             "lr": rates.lr,
             "rows": int(denominators.rows),
             **looked,
+            **watch.end(step),
+            **forecast.step(report.loads, ends=(step + 1) % config.save_every == 0),
         }
         tokens = denominators.rows * micro_batches[0].tokens.shape[1]
         metrics |= speed_metrics(tokens, time.perf_counter() - started, flops_per_token[weight > 0], place.world)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fathom.config import ParallelConfig
 from fathom.parallel.world import World
 
 MARK = "fathom::step"  # whose thread is the one that computes
@@ -20,7 +19,7 @@ RECEIVES = ("c10d::recv", "gloo:recv", "nccl:recv")  # stages of a pipeline that
 
 
 class StepWatch:
-    """Looks into the steps that `config` names; costs nothing in others. All processes take part alike.
+    """Looks into the steps that the layout names; costs nothing in others. All processes take part alike.
 
     A breakdown is read from torch's profiler: `communication` is what exchanges take beyond the operations that run
     meanwhile, `bubble` the same of waits for another pipeline stage, `data` the wait for the batch, and `compute` the
@@ -28,8 +27,9 @@ class StepWatch:
     written in Chrome's format, one file a process.
     """
 
-    def __init__(self, config: ParallelConfig, world: World, directory: Path) -> None:
-        self._every, self._traced = config.breakdown_every, config.traced_steps
+    def __init__(self, world: World, directory: Path) -> None:
+        """Of a training on `world`, whose traces go into `directory`."""
+        self._every, self._traced = world.layout.breakdown_every, world.layout.traced_steps
         self._world, self._directory = world, directory
         self._profile: Any = None
         self._mark: Any = None

@@ -4,20 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.config import ParallelConfig
 from fathom.parallel.balance import Forecast, slots_for
 from fathom.plan.placement import equal_runs, place_experts
 
 
 def test_the_forecast_is_judged_by_the_window_after() -> None:
     first, second = torch.tensor([[40, 10, 10, 20]]), torch.tensor([[30, 30, 10, 10]])
-    forecast = Forecast.of(ParallelConfig(balance_devices=2), 4)
-    assert forecast is not None
-    for part in (first // 2, first // 2):
-        forecast.add(part)
-    assert forecast.close() == {}
-    forecast.add(second)
-    found = forecast.close()["placement"]
+    forecast = Forecast.of(2, 4)
+    assert forecast.step(first // 2, ends=False) == {}
+    assert forecast.step(first // 2, ends=True) == {}
+    found = forecast.step(second, ends=True)["placement"]
     assert isinstance(found, dict)
     assert found["devices"] == 2 and found["slots"] == 6
     assert found["before"] == 0.5  # experts 0 and 1 on one device: 60 of 80, the mean being 40
@@ -30,12 +26,12 @@ def test_the_forecast_is_judged_by_the_window_after() -> None:
 
 
 def test_a_window_of_fewer_layers_starts_anew() -> None:
-    forecast = Forecast(2)
-    for loads in (torch.ones(2, 4).long(), torch.ones(1, 4).long()):
-        forecast.add(loads)
-        assert forecast.close() == {}
-    forecast.add(torch.ones(1, 4).long())
-    assert forecast.close()["placement"] == {"devices": 2, "slots": 6, "before": 0.0, "after": 0.0, "hindsight": 0.0}
+    forecast = Forecast.of(2, 4)
+    for layers in (2, 1):
+        assert forecast.step(torch.ones(layers, 4), ends=True) == {}
+    found = forecast.step(torch.ones(1, 4), ends=True)
+    assert found["placement"] == {"devices": 2, "slots": 6, "before": 0.0, "after": 0.0, "hindsight": 0.0}
+    assert Forecast.of(0, 4).step(torch.ones(1, 4), ends=True) == {}
 
 
 def test_layers_follow_one_another_in_the_excess() -> None:
@@ -52,4 +48,4 @@ def test_slots_leave_every_device_one_more_than_it_needs() -> None:
 @pytest.mark.parametrize("experts", [0, 6])
 def test_devices_that_do_not_divide_the_experts_are_refused(experts: int) -> None:
     with pytest.raises(ValueError, match=r"parallel\.balance_devices=4 does not divide .* experts; choose"):
-        Forecast.of(ParallelConfig(balance_devices=4), experts)
+        Forecast.of(4, experts)

@@ -9,10 +9,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fathom.config import ParallelConfig
+from fathom.config import Config, ModelConfig, ParallelConfig, TrainConfig
+from fathom.model import Transformer
 from fathom.parallel.world import World, launch
+from fathom.report.page import write
+from fathom.runs import Record, Run
+from fathom.text.packing import Batch
+from fathom.train.loop import Place, train_language
 from fathom.train.watch import StepWatch, uncovered
 
+LAYOUT = ParallelConfig(breakdown_every=2, profile_steps="2:4", balance_devices=2)
+MODEL = ModelConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, intermediate_size=24)
 SLOW = 0.5  # seconds that the first process keeps the other waiting
 
 
@@ -38,7 +45,7 @@ def test_what_is_not_covered_by_counting_moments() -> None:
 
 def steps(world: World, directory: Path) -> list[object]:
     """Four steps of products and a sum, watched in the second; then a stage that waits for the other."""
-    watch = StepWatch(ParallelConfig(breakdown_every=2, profile_steps="2:4"), world, directory)
+    watch = StepWatch(world, directory)
     found: list[object] = []
     for step in range(6):
         watch.begin(step)
@@ -59,9 +66,26 @@ def steps(world: World, directory: Path) -> list[object]:
     return found
 
 
+def watch_all(world: World, directory: Path) -> tuple[list[object], list[Record]]:
+    """The watched steps, and the lines of a training that was asked to look as well."""
+    run = Run(directory / "run")
+    if world.is_main:
+        run.write_config(Config(model=MODEL))
+    rng = np.random.default_rng(world.rank)
+    tokens = rng.integers(1, 32, (2, 9))
+    places = np.tile(np.arange(8), (2, 1))
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], np.ones((2, 8), np.float32), places, np.zeros((2, 8), np.int64))
+    found = steps(world, directory)
+    train = TrainConfig(steps=6, batch_rows=4, micro_batch_rows=2, seq_len=8, save_every=2, validate_every=0)
+    model = Transformer(MODEL)
+    model.initialise(torch.Generator().manual_seed(0))
+    train_language(Place(run, "pretrain", world), train, model, lambda step, rows: batch)
+    return found, list(run.read_metrics("pretrain"))
+
+
 @pytest.mark.ranks
 def test_a_slow_process_shows_as_the_others_wait(tmp_path: Path) -> None:
-    found = launch(2, "cpu", steps, tmp_path)
+    found, lines = launch(2, "cpu", watch_all, tmp_path, layout=LAYOUT)
     assert [list(step) for step in found] == [[], ["breakdown"], [], [], [], ["breakdown"]]
     for step, waits in ((1, "communication"), (5, "bubble")):
         slow, other = found[step]["breakdown"]
@@ -77,6 +101,14 @@ def test_a_slow_process_shows_as_the_others_wait(tmp_path: Path) -> None:
         names = [event.get("name") for event in trace["traceEvents"]]
         assert names.count("fathom::step") == 2
         assert names.count("aten::mm") == 40
+    assert [line["step"] for line in lines if "breakdown" in line] == [2, 6]
+    assert [line["step"] for line in lines if "placement" in line] == [4, 6]
+    assert {len(line["breakdown"]) for line in lines if "breakdown" in line} == {2}
+    assert {line["placement"]["devices"] for line in lines if "placement" in line} == {2}
+    assert len(list((tmp_path / "run" / "traces" / "pretrain").glob("steps_2_4_rank_?.json"))) == 2
+    page = write(Run(tmp_path / "run")).read_text()
+    assert "Where a step of pretraining goes" in page
+    assert "Experts in equal runs over 2 devices" in page
 
 
 @pytest.mark.parametrize("given", ["7", "5:5", "-1:3", "a:b", "1:2:3"])
