@@ -19,6 +19,7 @@ from fathom.model.recompute import recomputed_cheaply
 from fathom.model.routing import RoutingTrace
 from fathom.parallel.experts import through_experts
 from fathom.parallel.mesh import ALONE, Axis
+from fathom.parallel.replicas import Replicas
 
 
 class Router(nn.Module):
@@ -62,6 +63,7 @@ class MoE(nn.Module):
     context: Axis = ALONE  # over which rows are spread; set by `Transformer.spread_rows`
     axis: Axis = ALONE  # the processes over which the experts are spread; set by `parallelize`, as is the next
     fp8_dispatch: bool = False
+    replicas: Replicas | None = None  # the slots that serve the experts; set by `ServedExperts`
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -78,7 +80,10 @@ class MoE(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         tokens = x.flatten(0, 1)
         scores, experts, weights = self.router(tokens, None if trace is None else self._recorded(trace, tokens))
-        if self.axis.size == 1:
+        if self.replicas is not None:
+            apply = partial(self._experts, some_elsewhere=True)
+            out = self.replicas.through(tokens, experts, weights, apply).view_as(x)
+        elif self.axis.size == 1:
             out = self._experts(tokens, experts, weights).view_as(x)
         else:
             everywhere = self.config.n_routed_experts
