@@ -248,17 +248,20 @@ def export(
     dtype: Annotated[
         Literal["float32", "bfloat16", "fp8"], arg(help="fp8: e4m3 in blocks of 128 x 128, the form V3 came in")
     ] = "float32",
+    workers: Annotated[int, arg(help="processes that share the files out; under torchrun it counts them itself")] = 1,
 ) -> None:
     """Write a model as transformers, vLLM and SGLang load it.
 
-    Sharded safetensors under the published names, with config.json and the tokenizer.
+    Sharded safetensors under the published names, with config.json and the tokenizer. A process reads and writes one
+    tensor at a time, also from a checkpoint that many processes wrote.
 
     Example: fathom export runs/laptop hub/laptop --dtype bfloat16
     """
     from fathom.checkpoint import hub
     from fathom.checkpoint.find import find_checkpoint
+    from fathom.parallel.world import launch
 
-    hub.export_checkpoint(find_checkpoint(run), out, dtype)
+    launch(workers, "cpu", hub.export_in_world, find_checkpoint(run), out, dtype)
 
 
 def import_(
@@ -280,7 +283,7 @@ def import_(
 
 def bench(
     what: Annotated[
-        Positional[Literal["train", "decode", "rollout", "memory", "speculation", "attention", "gemm"]],
+        Positional[Literal["train", "decode", "rollout", "memory", "speculation", "attention", "gemm", "scale"]],
         arg(help="what to measure"),
     ],
     peer: Annotated[
@@ -298,7 +301,7 @@ def bench(
     int8: Annotated[bool | None, arg(help="decode: weights of 8 bits, on a CPU")] = None,
     run: Annotated[Path | None, arg(help="speculation: a run or checkpoint whose model has an MTP module")] = None,
 ) -> None:
-    """Measure speed beside a peer, memory and drafts beside their formulas, or kernels.
+    """Measure speed beside a peer, memory, drafts and messages beside their formulas, or kernels.
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
     reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'.
@@ -307,6 +310,10 @@ def bench(
 
     Example: fathom bench decode --model runs/laptop --rows 1 8
     Example: fathom bench speculation --run runs/laptop
+
+    Example: fathom bench scale
+
+    Example: torchrun --nproc_per_node 2 -m fathom bench scale
     """
     module = import_module(f"fathom.bench.{what}")
     if run is not None and what != "speculation":
@@ -323,7 +330,8 @@ def bench(
             measured = module.main(peer, run)
         case _:
             measured = module.main(peer)
-    print(json.dumps(measured))
+    if os.environ.get("RANK", "0") == "0":  # of processes that torchrun started, the first speaks
+        print(json.dumps(measured))
 
 
 def unlocks(

@@ -7,6 +7,7 @@ from fathom.config.checks import require_choice, require_positive
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
 from fathom.config.objective import ObjectiveConfig
 from fathom.config.parallel import ParallelConfig
+from fathom.config.resilience import ResilienceConfig
 from fathom.config.rl import CriticConfig, GRPOConfig, RewardConfig
 from fathom.config.sampling import SamplingConfig
 from fathom.config.task import TaskConfig
@@ -24,6 +25,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ResilienceConfig",
     "RewardConfig",
     "RopeConfig",
     "SamplingConfig",
@@ -62,6 +64,7 @@ class Config:
     init: str = ""  # checkpoint directory to start from instead of fresh weights
     dollars_per_hour: float = 0.10  # price of this machine, for the report's cost
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     text: TextConfig = field(default_factory=TextConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

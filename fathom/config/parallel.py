@@ -25,11 +25,13 @@ class ParallelConfig:
     breakdown_every: int = 0  # steps between looks at where each process's time goes; 0 never
     profile_steps: str = ""  # steps to trace, such as 10:12 for the two behind the tenth; files for Chrome's viewer
     balance_devices: int = 0  # devices for which metrics say what redundant experts would gain (V3 3.4); 0 says nothing
+    checkpoint: Literal["auto", "sharded"] = "auto"  # sharded: in parts even where one process holds the whole state
 
     def __post_init__(self) -> None:
         require_positive("parallel", shard=self.shard, expert=self.expert, pipeline=self.pipeline, context=self.context)
         require_choice("parallel", "schedule", self.schedule, ("1f1b", "zbv", "dualpipev"))
         require_choice("parallel", "recompute", self.recompute, ("none", "selective", "full"))
+        require_choice("parallel", "checkpoint", self.checkpoint, ("auto", "sharded"))
         if self.data < 0:
             raise ValueError(
                 f"parallel.data={self.data} is negative; give a number of replicas, or 0 for all there are"

@@ -166,14 +166,18 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def joined(own: Tensor, like: Tensor) -> Tensor:
-    """A tensor whole again of which every process holds a part as it does of `like`; every process must ask."""
+def as_part(own: Tensor, like: Tensor) -> Tensor:
+    """A tensor of which every process holds a part, this one `own`, as it does of `like`; no one need ask."""
     if not isinstance(like, DTensor):
         return own
-    spread = DTensor.from_local(
+    return DTensor.from_local(
         own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
-    return spread.full_tensor()
+
+
+def joined(own: Tensor, like: Tensor) -> Tensor:
+    """A tensor whole again of which every process holds a part as it does of `like`; every process must ask."""
+    return whole(as_part(own, like))
 
 
 def copies_of(parameter: Tensor, world: World) -> int:

@@ -25,11 +25,13 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fathom.config import ParallelConfig
+from fathom.parallel.meeting import meet
 from fathom.parallel.mesh import Axis, Mesh, build_mesh, replicas
 
 R = TypeVar("R")
 
 PATIENCE = 5.0  # seconds that the others have to say what went wrong
+ELASTIC_PATIENCE = timedelta(days=1)  # of processes for one that prepares the data; torchrun sees who has failed
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -92,6 +94,21 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def is_torchrun() -> bool:
+    """Whether torchrun started this process, and others beside it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_restarted() -> bool:
+    """Whether torchrun started this process after one before it had failed."""
+    return is_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def is_first() -> bool:
+    """Whether this process will be the first of its world, which is not there yet."""
+    return not is_torchrun() or os.environ["RANK"] == "0"
+
+
 def launch(workers: int, device: str, work: Callable[..., R], *args: object, layout: ParallelConfig | None = None) -> R:
     """Run `work(world, *args)` in `workers` processes, spread as `layout` says, and return what the first one returns.
 
@@ -100,7 +117,7 @@ def launch(workers: int, device: str, work: Callable[..., R], *args: object, lay
     them all where one fails. Raises ValueError where the processes do not divide into the layout's ways.
     """
     chosen, layout = choose_device(device), layout or ParallelConfig()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if is_torchrun():
         return _join_elastic(chosen, layout, work, args)
     size = 1 if chosen.type == "cuda" else workers
     replicas(layout, size)
@@ -134,9 +151,11 @@ def _join_elastic(device: torch.device, layout: ParallelConfig, work: Callable[.
 
     def take_part() -> R:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = meet(ELASTIC_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ELASTIC_PATIENCE)
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        return work(_settle(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device, layout), *args)
+        return work(_settle(rank, size, local_rank, local_size, device, layout), *args)
 
     try:
         return cast(R, record(take_part)())

@@ -1,16 +1,18 @@
 """The loop of next-token training: batches in, metrics and checkpoints out; pretraining and SFT alike."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from fathom.checkpoint.state import list_checkpoints, load_state, load_weights, save_checkpoint
-from fathom.config import TrainConfig
+from fathom.checkpoint.sharded import Saver
+from fathom.config import ResilienceConfig, TrainConfig
 from fathom.model import Transformer
-from fathom.model.parallelize import gathered, is_spread, let_go, parallelize, spread_like, take, whole
+from fathom.model.parallelize import let_go, parallelize
 from fathom.model.precision import fp8_layers, use_fp8
 from fathom.parallel.balance import Forecast
 from fathom.parallel.world import World
@@ -18,13 +20,20 @@ from fathom.plan.count import train_flops_per_token
 from fathom.runs import Run
 from fathom.text.packing import Batch
 from fathom.train import schedule
+from fathom.train.guard import Guard
+from fathom.train.keep import keep_parts, keep_whole, keeps_parts, restore
 from fathom.train.loss import Denominators, Losses, language_losses
 from fathom.train.metrics import balance_metrics, peak_flops
 from fathom.train.microscope import Limits, examine, fall_back, summarise
-from fathom.train.optimizer import joined_tensors, load_optimizer_tensors, optimizer_tensors, parted_tensors
+from fathom.train.preemption import Notice, Preempted
 from fathom.train.step import Rates, StepReport, TrainState, train_step
 from fathom.train.watch import StepWatch
+from fathom.train.watchdog import Watchdog
 
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 Notify = Callable[[int, dict[str, object]], None]  # finished steps, the step's metrics
 
 
@@ -37,8 +46,41 @@ class Place:
     world: World
     dtype: torch.dtype = torch.float32
     notify: Notify = lambda step, metrics: None
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
+
+    @cached_property
+    def saver(self) -> Saver:
+        """Writes the stage's checkpoints where they come in parts."""
+        return Saver(self.world.everyone)
+
+    @cached_property
+    def guard(self) -> Guard:
+        """Judges the stage's updates."""
+        return Guard(self.resilience)
+
+    @cached_property
+    def notice(self) -> Notice:
+        """Whether the machine wants its place back."""
+        return Notice()
+
+    @cached_property
+    def watchdog(self) -> Watchdog:
+        """Ends this process when no step ends."""
+        return Watchdog(self.run.path / "watch", self.world.rank, self.world.size, self.resilience.hang_seconds)
 
 
+def kept_alive(loop: Callable[Concatenate[Place, P], R]) -> Callable[Concatenate[Place, P], R]:
+    """A training loop that heeds signals and is watched while it runs."""
+
+    @wraps(loop)
+    def watched(place: Place, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with place.notice.heeded(), place.watchdog.watching():
+            return loop(place, *args, **kwargs)
+
+    return watched
+
+
+@kept_alive
 def train_language(
     place: Place,
     config: TrainConfig,
@@ -60,6 +102,9 @@ def train_language(
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
     watch = StepWatch(place.world, place.run.path / "traces" / place.stage)
     forecast = Forecast.of(place.world.layout.balance_devices, model.config.moe.n_routed_experts)
+    first_row = schedule.rows_before(
+        config.schedule, config.batch_rows, state.step, config.steps, place.world.rows.size
+    )
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step
@@ -75,7 +120,7 @@ def train_language(
             return language_losses(model, batch, denominators, weight, place.world.device, mask_documents)
 
         looked = examine_fp8(state, config, place, losses_of, micro_batches[0]) if in_fp8 else {}
-        report = train_step(state, micro_batches, losses_of, rates, place.world, place.dtype)
+        report = train_step(state, micro_batches, losses_of, rates, place.world, place.dtype, place.guard)
         state.step += 1
         metrics: dict[str, object] = {
             **language_metrics(report),
@@ -84,13 +129,25 @@ def train_language(
             **looked,
             **watch.end(step),
             **forecast.step(report.loads, ends=(step + 1) % config.save_every == 0),
+            **left_out(place, report, (first_row, first_row + rows)),
         }
         tokens = denominators.rows * micro_batches[0].tokens.shape[1]
         metrics |= speed_metrics(tokens, time.perf_counter() - started, flops_per_token[weight > 0], place.world)
         if config.validate_every and validation and state.step % config.validate_every == 0:
             metrics["validation_loss"] = validation_loss(model, validation, place, mask_documents)
-        finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps)
+        first_row += rows
+        data = {"rows": [0, first_row], "schedule": [state.step, config.steps], "lr": rates.lr}
+        finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps, data)
     return state
+
+
+def left_out(place: Place, report: StepReport, rows: tuple[int, int]) -> dict[str, object]:
+    """Of an update that was not made: why, and whose rows, counted over the stage, it would have learned from."""
+    if not report.left_out:
+        return {}
+    if place.world.is_main:
+        log.warning("update left out: %s; rows %d to %d of the stage", report.left_out, rows[0], rows[1] - 1)
+    return {"left_out": report.left_out, "left_out_rows": list(rows)}
 
 
 def examine_fp8(
@@ -149,36 +206,42 @@ def validation_loss(model: Transformer, batches: Sequence[Batch], place: Place, 
 
 
 def finish_step(
-    place: Place, state: TrainState, metrics: dict[str, object], save_every: int, keep: int, last: int
+    place: Place,
+    state: TrainState,
+    metrics: dict[str, object],
+    save_every: int,
+    keep: int,
+    last: int,
+    data: dict[str, Any] | None = None,
 ) -> None:
-    """Write the step's line, and a checkpoint where one is due; only the first process writes."""
+    """Write the step's line, and a checkpoint where one is due; raises Preempted where the machine wants its place.
+
+    `data` says, for the checkpoint, what of the data lies behind the state.
+    """
+    place.watchdog.beat(state.step)
+    place.saver.check()
+    signal = place.notice.agreed(place.world)
     if place.world.is_main:
-        place.run.append_metrics(place.stage, state.step, **metrics)
+        place.run.append_metrics(place.stage, state.step, **metrics, **({"preempted": signal} if signal else {}))
         place.notify(state.step, metrics)
-    if state.step % save_every == 0 or state.step == last:
-        save(place, state, keep)
+    ends = state.step == last or bool(signal)
+    if state.step % save_every == 0 or ends:
+        save(place, state, keep, data or {})
+    if ends:
+        place.saver.wait()
+    if signal:
+        log.info("%s: saved at step %d of the stage %s; --resume goes on from there", signal, state.step, place.stage)
+        raise Preempted(signal)
 
 
-def save(place: Place, state: TrainState, keep: int) -> None:
-    """Write a checkpoint; weights that lie in parts are joined, so every process must call."""
-    tensors = {
-        f"optimizer.{name}": t for name, t in joined_tensors(optimizer_tensors(state.optimizer), state.model).items()
-    }
-    for name, copy in state.copies.items():
-        tensors |= {f"{name}.{index}": whole(tensor) for index, tensor in enumerate(copy)}
-    model = gathered(state.model)
-    if place.world.is_main:
-        kept = {"stage": place.stage, "fallbacks": state.fallbacks}
-        save_checkpoint(place.run.checkpoint_dir(place.stage), state.step, model, tensors, kept, keep)
-
-
-def load_whole_weights(model: Transformer, checkpoint: Path) -> None:
-    """Put a checkpoint's weights into a model, or this process's part of them where the model is spread."""
-    if not is_spread(model):
-        return load_weights(checkpoint, model)
-    loaded = Transformer(model.config)
-    load_weights(checkpoint, loaded)
-    take(model, loaded.state_dict())
+def save(place: Place, state: TrainState, keep: int, data: dict[str, Any]) -> None:
+    """A checkpoint of the stage: whole by the first process, or in parts by all, in the background."""
+    values = {"stage": place.stage, "fallbacks": state.fallbacks, "guard": place.guard.as_values(), "data": data}
+    directory = place.run.checkpoint_dir(place.stage)
+    if keeps_parts(state, place.world):
+        keep_parts(place.saver, directory, state, place.world, values, keep)
+    elif place.world.is_main:
+        keep_whole(directory, state, values, keep)
 
 
 def require_spread(config: TrainConfig, world: World) -> None:
@@ -191,21 +254,10 @@ def require_spread(config: TrainConfig, world: World) -> None:
 
 
 def resume(place: Place, state: TrainState) -> TrainState:
-    """Go back to the stage's newest checkpoint, and drop the metrics of steps behind it."""
-    checkpoints = list_checkpoints(place.run.checkpoint_dir(place.stage))
-    if checkpoints:
-        load_whole_weights(state.model, checkpoints[-1])
-        tensors, values = load_state(checkpoints[-1])
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            parts.setdefault(kind, {})[rest] = tensor.to(place.world.device)
-        load_optimizer_tensors(state.optimizer, parted_tensors(parts.pop("optimizer"), state.model))
-        state.copies = {kind: [copy[str(i)] for i in range(len(copy))] for kind, copy in parts.items()}
-        if is_spread(state.model):
-            like = list(state.model.state_dict().values())
-            state.copies = {kind: spread_like(copy, like) for kind, copy in state.copies.items()}
-        state.step, state.fallbacks = values["step"], values.get("fallbacks", {})
+    """Go back to the stage's newest good checkpoint, and drop the metrics of steps behind it."""
+    values = restore(place.run.checkpoint_dir(place.stage), state, place.world)
+    place.guard.restore(values.get("guard", {}))
+    place.watchdog.beat(state.step)
     if place.world.is_main:
         place.run.truncate_metrics(place.stage, state.step)
     place.world.barrier()

@@ -71,6 +71,16 @@ def hand_over_gradients(model: nn.Module, optimizer: torch.optim.Optimizer) -> N
                 own.grad = local(parameter.grad)
 
 
+def owned_parameters(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+    """Name of every parameter, the parameter, and what the optimizer works on: itself, or this process's part."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    owned = chain(*(group["params"] for group in optimizer.param_groups))
+    for parameter, own in zip(chain(*_groups(model)), owned, strict=True):
+        yield names[parameter], parameter, own
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Every tensor of the optimizer's state on this process under a flat name, `INDEX.exp_avg` and so on."""
     state = optimizer.state_dict()["state"]

@@ -15,6 +15,7 @@ from fathom.model import Transformer, update_selection_bias
 from fathom.model.parallelize import before_micro_batch, copies_of, count_replica_sums, is_spread, let_go, local
 from fathom.model.precision import forget_codes
 from fathom.parallel.world import World
+from fathom.train.guard import Guard
 from fathom.train.loss import Losses
 from fathom.train.microscope import Fallback
 from fathom.train.optimizer import build_optimizer, hand_over_gradients
@@ -79,6 +80,7 @@ class StepReport:
     parts: dict[str, float]
     grad_norm: float
     loads: Tensor  # (L, E); empty without experts
+    left_out: str = ""  # why the update was not made
     sent: dict[str, int] = field(default_factory=dict[str, int])  # bytes of this process, by what they carried
 
 
@@ -89,8 +91,11 @@ def train_step(
     rates: Rates,
     world: World,
     dtype: torch.dtype = torch.float32,
+    guard: Guard | None = None,
 ) -> StepReport:
     """Accumulate gradients over the micro-batches and processes, clip, update, then move the selection bias.
+
+    An update that `guard` objects to is left out: nothing moves. Without a guard a gradient that is not finite raises.
 
     `losses_of` divides by denominators of the whole step, so the gradient does not depend on how the step is
     cut into micro-batches or processes. Every process brings at least one micro-batch, if only of weight zero.
@@ -98,7 +103,7 @@ def train_step(
     before = world.sent()
     parts, loads = accumulate(state.model, micro_batches, losses_of, world, dtype)
     sum_over_world(state.model, parts, loads, world)
-    report = update(state, parts, loads, rates, world)
+    report = update(state, parts, loads, rates, world, guard)
     return replace(report, sent={kind: count - before.get(kind, 0) for kind, count in world.sent().items()})
 
 
@@ -140,7 +145,14 @@ def sum_over_world(model: nn.Module, parts: dict[str, Tensor], loads: list[Tenso
     world.tokens.sum(own + [parts[name] for name in sorted(parts)] + loads, "gradients" if own else "sums")
 
 
-def update(state: Steppable, parts: dict[str, Tensor], loads: list[Tensor], rates: Rates, world: World) -> StepReport:
+def update(
+    state: Steppable,
+    parts: dict[str, Tensor],
+    loads: list[Tensor],
+    rates: Rates,
+    world: World,
+    guard: Guard | None = None,
+) -> StepReport:
     """Clip the summed gradients, update the weights, then move the selection bias and the weights' average."""
     model, spread = state.model, is_spread(state.model)
     if spread:
@@ -148,6 +160,11 @@ def update(state: Steppable, parts: dict[str, Tensor], loads: list[Tensor], rate
     parameters = list(model.parameters())
     gradients = _locals(p.grad for p in parameters if p.grad is not None)
     grad_norm = clip_gradients(gradients, rates.clip_norm, spread_norm(parameters, world) if spread else None)
+    objection = guard.objection(state.step + 1, float(parts["loss"]), grad_norm, world) if guard else ""
+    if objection:
+        let_go(model)
+        state.optimizer.zero_grad(set_to_none=False)
+        return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, _stack(loads), objection)
     if not math.isfinite(grad_norm):
         raise RuntimeError(
             f"the gradient is not finite at step {state.step + 1}: training has diverged; the weights are those of the "
@@ -162,13 +179,17 @@ def update(state: Steppable, parts: dict[str, Tensor], loads: list[Tensor], rate
     else:
         torch.autograd.graph.increment_version(parameters)  # fused AdamW does not, and FP8 codes are kept by version
     state.optimizer.zero_grad(set_to_none=False)  # one buffer a gradient for the whole run
-    stacked = torch.stack(loads) if loads else torch.zeros(0, 0)
+    stacked = _stack(loads)
     if rates.bias_speed and loads:
         update_selection_bias(model, stacked, rates.bias_speed)
     if "ema" in state.copies:
         averages, weights = map(_locals, (state.copies["ema"], model.state_dict().values()))
         torch._foreach_lerp_(averages, weights, 1 - rates.ema_decay)  # pyright: ignore
     return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, stacked)
+
+
+def _stack(loads: list[Tensor]) -> Tensor:
+    return torch.stack(loads) if loads else torch.zeros(0, 0)
 
 
 def clip_gradients(gradients: Sequence[Tensor], clip_norm: float, norm: float | None = None) -> float:
