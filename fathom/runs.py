@@ -4,6 +4,7 @@
     metrics.jsonl   one line per step of a stage   STAGE/           the checkpoints of a stage
     samples.jsonl   answers kept as examples       report.html
     ledger.jsonl    one line per finished stage
+    pipeline.jsonl  steps of a pipeline as measured, one line a step
 
 Records go to the end of a file, one line at a time, so a killed process can tear the last line and no other; readers
 pass over a torn line and the next record replaces it. Whole files appear at once or not at all.
@@ -100,6 +101,14 @@ class Run:
     def forget_samples(self, stage: str) -> None:
         """Drop the examples of `stage`, which is about to give new ones."""
         _keep(self.path / "samples.jsonl", lambda record: record["stage"] != stage)
+
+    def append_pipeline(self, stage: str, step: int, record: Mapping[str, Any]) -> None:
+        """Keep one step of a pipeline as its processes measured it."""
+        append_record(self.path / "pipeline.jsonl", {"stage": stage, "step": step, **record})
+
+    def read_pipeline(self, stage: str | None = None) -> list[Record]:
+        """The measured steps of `stage`, or of all stages, in the order written."""
+        return _of_stage(self.path / "pipeline.jsonl", stage)
 
     def append_ledger(self, stage: str, **values: Any) -> None:
         """Book a finished stage: what went in, what came out, what it cost."""

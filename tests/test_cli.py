@@ -50,7 +50,7 @@ def test_overview_has_one_line_a_verb(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     listed = " ".join(line.split()[0] for line in lines if line.startswith("  "))
-    verbs = "run plan tokenize pretrain sft grpo eval generate chat serve report export import bench unlocks reward"
+    verbs = "run plan tokenize pretrain sft grpo eval generate chat serve report export import bench simulate unlocks reward"
     assert listed == verbs
     assert all(len(line) <= 100 for line in lines)
 

@@ -8,16 +8,20 @@ from fathom.kernels import gemm
 from fathom.kernels.fp8 import Fp8Layer
 from fathom.kernels.fp8_linear import fp8_linear
 from fathom.kernels.norm import rms_norm
+from fathom.kernels.owed import Owed, linear_owed
 
 
 class Linear(nn.Linear):
     """torch's linear map, by the faster product of this processor, or with FP8 inputs."""
 
     fp8: Fp8Layer | None = None  # set by `precision.use_fp8`
+    owed: Owed | None = None  # where the gradient of the weight waits; set by `pipeline.defer_weight_gradients`
 
     def forward(self, input: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         if self.fp8 is not None:
             return fp8_linear(input, self.weight, self.bias, self.fp8)
+        if self.owed is not None and torch.is_grad_enabled():
+            return linear_owed(input, self.weight, self.bias, self.owed)
         return gemm.linear(input, self.weight, self.bias)
 
 

@@ -1,6 +1,6 @@
 """DeepSeekMoE: shared and routed experts, kept in balance by a selection bias (V3 2.1.2)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -64,6 +64,7 @@ class MoE(nn.Module):
     axis: Axis = ALONE  # the processes over which the experts are spread; set by `parallelize`, as is the next
     fp8_dispatch: bool = False
     replicas: Replicas | None = None  # the slots that serve the experts; set by `ServedExperts`
+    pause: Callable[[], None] | None = None  # called while tokens travel; set by `pipeline.pause_in_experts`
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -88,7 +89,8 @@ class MoE(nn.Module):
         else:
             everywhere = self.config.n_routed_experts
             apply = partial(self._experts, some_elsewhere=True)
-            out = through_experts(tokens, experts, weights, everywhere, self.axis, apply, self.fp8_dispatch).view_as(x)
+            way = self.axis, apply, self.fp8_dispatch, self.pause
+            out = through_experts(tokens, experts, weights, everywhere, *way).view_as(x)
         if trace is not None:
             self._note(trace, scores.view(*x.shape[:2], -1), experts)
         if self.shared is None:

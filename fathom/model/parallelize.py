@@ -57,7 +57,8 @@ def _spread_experts(model: nn.Module, config: ModelConfig, mesh: Mesh, fp8_dispa
         layer.axis, layer.fp8_dispatch = mesh.expert, fp8_dispatch
         for name in ("gate_up", "down"):
             own = getattr(layer, name).detach().chunk(ways)[mesh.expert.rank].clone()
-            setattr(layer, name, nn.Parameter(DTensor.from_local(own, mesh.sparse["expert"], [Shard(0)])))
+            spread = DTensor.from_local(own, mesh.sparse["expert"], [Shard(0)])
+            setattr(layer, name, nn.Parameter(spread, requires_grad=getattr(layer, name).requires_grad))
 
 
 def _shard(model: Transformer, mesh: Mesh, reshard: bool, dtype: torch.dtype) -> None:
@@ -91,8 +92,13 @@ def _shard(model: Transformer, mesh: Mesh, reshard: bool, dtype: torch.dtype) ->
         elif dtype != torch.float32:
             unit(moe.router, held, exact, reshard)
     for layer in [*model.layers, *model.mtp]:
-        unit(layer, held, low, reshard)
+        if not isinstance(layer, nn.Identity):  # stands for a layer of another stage
+            unit(layer, held, low, reshard)
     unit(model, held, exact, False)
+    for module in model.modules():  # torch looks for gathered weights even in units that no pass has met: MTP's, say
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
 
 
 class _CountedGather(DefaultAllGather):
@@ -130,6 +136,35 @@ def before_micro_batch(model: nn.Module, zero: int, is_last: bool) -> None:
         model.set_requires_gradient_sync(is_last or zero == 3)
         model.set_requires_all_reduce(is_last)
         model.set_reshard_after_backward(is_last or zero == 3)
+
+
+def begin_pipeline(model: nn.Module) -> None:
+    """Gather what stages of a pipeline compute with, for all micro-batches of a step; gradients add up where they are.
+
+    Stages call the layers themselves, not the model that FSDP takes for the root, and passes forward and back are under
+    way at once: so nothing is summed or let go before `end_pipeline`.
+    """
+    if isinstance(model, FSDPModule):
+        fully_shard.state(model)._lazy_init()  # pyright: ignore
+        model.set_is_last_backward(False)
+        model.set_requires_gradient_sync(False)
+        model.set_reshard_after_backward(False)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+
+
+def end_pipeline(model: nn.Module) -> None:
+    """Sum the gradients over the processes that share the stages' weights, each to its own part."""
+    if isinstance(model, FSDPModule):
+        model.set_is_last_backward(True)
+        model.set_requires_gradient_sync(True)
+        model.set_reshard_after_backward(True)
+        root: Any = fully_shard.state(model)  # pyright: ignore
+        for state in root._state_ctx.all_states:
+            for group in state._fsdp_param_groups:
+                group.post_backward()
+        root._root_post_backward_final_callback()
 
 
 def count_replica_sums(model: nn.Module, world: World) -> None:
@@ -209,6 +244,14 @@ def spread_like(wholes: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor
         else tensor
         for tensor, other in zip(wholes, like, strict=True)
     ]
+
+
+@torch.no_grad()
+def take_whole(model: nn.Module, spread: nn.Module) -> None:
+    """Put the weights of a model that is spread into a whole one; every process must ask."""
+    own = model.state_dict()
+    for name, tensor in spread.state_dict().items():
+        own[name].copy_(whole(tensor))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed._functional_collectives import all_to_all_single_autograd  # pyright: ignore[reportPrivateUsage]
 
 from fathom.kernels.quant import dequantize_rows, quantize_rows
+from fathom.parallel.baton import pause_on_the_way_back
 from fathom.parallel.mesh import Axis
 
 Apply = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -24,6 +25,7 @@ def through_experts(
     axis: Axis,
     apply: Apply,
     fp8: bool = False,
+    pause: Callable[[], None] | None = None,
 ) -> Float[Tensor, "N D"]:
     """Every token's weighted sum over its K experts, which are spread in equal runs over the processes of `axis`.
 
@@ -31,7 +33,7 @@ def through_experts(
     a process may get none. `apply(rows, experts, weights)` computes the sum over this process's own experts, numbered
     from 0; places whose expert lies elsewhere carry the number behind the last one, and weight zero. With `fp8` tokens
     go out as e4m3 in 1 x 128 strips under scales that are powers of two; what returns, and all gradients, are in the
-    precision of x (V3 3.3.3).
+    precision of x (V3 3.3.3). `pause` is called while rows or their gradients are on the way: another pass may compute.
     """
     own = n_experts // axis.size
     home = experts // own  # (N, K) the process of each expert
@@ -43,10 +45,10 @@ def through_experts(
     here = home[token] == process.unsqueeze(1)  # (C, K)
     number = torch.where(here, experts[token] - own * process.unsqueeze(1), own)
     rows = x.index_select(0, token)
-    rows = _travel_fp8(rows, *sizes, axis) if fp8 else _travel(rows, *sizes, axis, "dispatch")
     number = _travel(number.int(), *sizes, axis, "routes").long()
     shares = _travel(torch.where(here, weights.index_select(0, token), 0.0), *sizes, axis, "routes")
-    results = _travel(apply(rows, number, shares), *reversed(sizes), axis, "combine")
+    rows = _travel_fp8(rows, *sizes, axis) if fp8 else _travel(rows, *sizes, axis, "dispatch", pause)
+    results = _travel(apply(rows, number, shares), sizes[1], sizes[0], axis, "combine", pause)
     return torch.zeros_like(x).index_add(0, token, results.to(x.dtype))
 
 
@@ -58,13 +60,19 @@ def _counts(out: Int[Tensor, " R"], axis: Axis) -> Int[Tensor, " R"]:
     return back
 
 
-def _travel(rows: Tensor, out: list[int], back: list[int], axis: Axis, kind: str) -> Tensor:
+def _travel(
+    rows: Tensor, out: list[int], back: list[int], axis: Axis, kind: str, pause: Callable[[], None] | None = None
+) -> Tensor:
     """Rows for each process, in their order, against those of each process, with gradients the way back."""
     assert axis.group is not None
     _book(axis, kind, rows, out)
+    if pause is not None and rows.requires_grad:
+        rows = pause_on_the_way_back(rows, pause)  # behind the exchange of gradients, which has begun by then
     arrived = all_to_all_single_autograd(rows.contiguous(), back, out, axis.group)
     if arrived.requires_grad:
-        arrived.register_hook(lambda grad: _book(axis, f"{kind} gradient", grad, back))
+        arrived.register_hook(lambda grad: _book(axis, f"{kind} gradient", grad, back))  # pyright: ignore
+    if pause is not None:
+        pause()  # what arrives is awaited where it is first read
     return arrived
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from fathom.config import ModelConfig
 from fathom.plan.count import block_parameters, feed_forward_parts
+from fathom.plan.cut import cut_layers
 from fathom.plan.layout import Layout
 
 Kind = Literal["dense", "moe", "mtp"]
@@ -25,14 +26,15 @@ class Share:
 
 
 def share_of(config: ModelConfig, layout: Layout, rank: int) -> Share:
-    """Layers in equal runs, MTP modules among them as the last; the embedding with the first, the head with the last.
+    """Layers as `cut_layers` has them; the embedding with the first, the head and the MTP modules with the last.
 
     A rank with the head of a tied embedding, or with an MTP module, has the embedding's table too.
     """
-    chunks, count = layout.chunks_of(rank), config.num_hidden_layers + config.num_nextn_predict_layers
-    held = [layer for c in chunks for layer in range(count * c // layout.chunks, count * (c + 1) // layout.chunks)]
+    chunks, cut = layout.chunks_of(rank), cut_layers(config, layout.chunks)
     has_first, has_head = 0 in chunks, layout.chunks - 1 in chunks
-    modules = any(layer >= config.num_hidden_layers for layer in held)
+    modules = has_head and config.num_nextn_predict_layers > 0
+    held = [layer for chunk in chunks for layer in cut[chunk]]
+    held += [config.num_hidden_layers + depth for depth in range(config.num_nextn_predict_layers)] * has_head
     table, d = config.vocab_size * config.hidden_size, config.hidden_size
     has_embedding = has_first or (has_head and (config.tie_word_embeddings or modules))
     tables = table * (has_embedding + (has_head and not config.tie_word_embeddings))

@@ -14,8 +14,13 @@ def check(timeline: Timeline) -> None:
     weights, on a rank that has the stage; nothing starts before what it needs has ended; a rank does one thing at once
     and takes the given times.
     """
+    _check_ranks(timeline, ROUNDING * timeline.makespan)
+    check_parts(timeline)
+
+
+def check_parts(timeline: Timeline) -> None:
+    """Raise ValueError unless every pass runs once, behind what it needs; a measured step keeps to this much."""
     slack = ROUNDING * timeline.makespan
-    _check_ranks(timeline, slack)
     stages = stages_of(timeline.schedule, timeline.ranks)
     where = {cell: list(parts_of(timeline.schedule, timeline.ranks, cell.rank, cell)) for cell in timeline.cells}
     done = Counter(part for parts in where.values() for part in parts)

@@ -19,6 +19,7 @@ from fathom.report.findings import (
     judge_trend,
     list_findings,
 )
+from fathom.report.measured import measured_pipelines
 from fathom.report.outcome import Evaluation, Outcome, Share, read_outcome
 from fathom.report.processes import process_figures
 from fathom.runs import Record, Run
@@ -84,6 +85,7 @@ def gather_contents(run: Run) -> dict[str, Any]:
         "cards": _cards(outcome),
         "outcome_figures": figures.outcome_figures(outcome),
         "loss_figures": figures.loss_figures(metrics),
+        "pipelines": measured_pipelines(run.read_pipeline()),
         "reward_figures": figures.reward_figures(metrics["grpo"]),
         "reward_sentences": _describe_reward(accuracy, length),
         "expert_figures": expert_figures(metrics, config.model),

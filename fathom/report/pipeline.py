@@ -18,10 +18,13 @@ DIGIT, NUMBERED = 5.4, 8  # width of a digit, and of the narrowest box with a nu
 WORDS = {"F": "forward", "B": "gradient of inputs", "W": "gradient of weights", "BW": "backward, both gradients"}
 
 
-def draw_pipeline(name: str, title: str, timeline: Timeline) -> str:
-    """The timeline as an `<svg>` that takes its colours from the page's classes; as wide as its boxes need."""
+def draw_pipeline(name: str, title: str, timeline: Timeline, span: float | None = None) -> str:
+    """The timeline as an `<svg>` that takes its colours from the page's classes; as wide as its boxes need.
+
+    With `span` it is drawn to the scale of a plot that lasts so long, however narrow its boxes get.
+    """
     shortest = min(cell.end - cell.start for cell in timeline.cells)
-    scale = max(PLOT / timeline.makespan, NARROWEST / shortest)
+    scale = PLOT / span if span else max(PLOT / timeline.makespan, NARROWEST / shortest)
     width, height = LABEL + scale * timeline.makespan, timeline.ranks * (ROW + GAP) + AXIS
     parts = [
         f'<svg class="pipeline" viewBox="0 0 {width:.0f} {height}" style="min-width:{width:.0f}px" role="img" '
@@ -43,7 +46,7 @@ def _rank(rank: int, width: float) -> str:
 
 
 def _box(cell: Cell, scale: float) -> str:
-    left, width = LABEL + cell.start * scale, (cell.end - cell.start) * scale - 1
+    left, width = LABEL + cell.start * scale, max((cell.end - cell.start) * scale - 1, 0.5)
     top = cell.rank * (ROW + GAP)
     if cell.kind == "FB":
         half = ROW / 2

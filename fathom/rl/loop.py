@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ import torch
 from fathom.config import GRPOConfig
 from fathom.infer.engine import Engine
 from fathom.model import Transformer
-from fathom.rl.batch import GroupBatch, by_length, collate
+from fathom.model.parallelize import is_spread, parallelize
+from fathom.rl.batch import GroupBatch, by_length, collate, nothing
 from fathom.rl.critic import CriticState
 from fathom.rl.gae import whiten
 from fathom.rl.grpo import denominator, loss_mask, metric_means
@@ -19,6 +21,7 @@ from fathom.rl.losses import critic_losses, grpo_losses, take_notes
 from fathom.rl.outcome import rollout_metrics
 from fathom.rl.reference import Reference
 from fathom.rl.rollout import Rollout, roll_out
+from fathom.rl.sync import Sampler, require_no_critic, require_whole_layers
 from fathom.tasks import Task
 from fathom.text.tokenizer import Tokenizer
 from fathom.train import schedule
@@ -33,7 +36,7 @@ def train_grpo(
 ) -> TrainState:
     """Reinforcement learning to `config.steps`, going on from the stage's newest checkpoint.
 
-    The engine samples from the very tensors that are trained, so nothing has to be copied between them. All
+    The engine samples from the very tensors that are trained, or where these are spread from a whole copy of them. All
     randomness follows from (seed, step, process): a resumed run repeats an unbroken one.
     """
     if config.prompts < place.world.size:
@@ -41,14 +44,20 @@ def train_grpo(
             f"grpo.prompts={config.prompts} leaves some of {place.world.size} workers without a question; "
             f"ask for at least {place.world.size}, or lower --workers"
         )
+    require_whole_layers(place.world)
+    model = parallelize(model, place.world, place.dtype)
+    if config.objective.advantage == "gae":
+        require_no_critic(model)
     state = resume(place, TrainState.start(model, config.optimizer))
-    reference = Reference(state, config)
+    reference = Reference(state, config, place.world, place.dtype)
     critic = CriticState.start(state, config.critic, place.world) if config.objective.advantage == "gae" else None
     questions = share(config.prompts, place.world.rank, place.world.size)
-    engine = Engine(model, rows=questions * config.group)
+    sampler = Sampler(state.model, place.world, place.dtype)
+    engine = Engine(sampler.model, rows=questions * config.group)
     while state.step < config.steps:
         started = time.perf_counter()
         reference.refresh(state)
+        sampler.refresh()
         draw = f"{seed}/{state.step}/{place.world.rank}"
         rollout = roll_out(engine, task, tokenizer, config, questions, state.step, draw)
         sampled_at = time.perf_counter()
@@ -78,6 +87,8 @@ def update(
     batch = collate(rollout.kept, config)
     order = np.random.default_rng(state.step).permutation(len(batch.tokens))
     updates = [by_length(batch, rows, config.micro_batch_rows) for rows in np.array_split(order, config.updates)]
+    if is_spread(state.model):
+        updates = in_step(updates, place)
     if critic or config.updates > 1:  # all of them are judged against the policy before the first
         judge = critic and critic.model
         updates = [
@@ -109,6 +120,13 @@ def update(
         **critic_metrics(values, sums["tokens"]),
         **balance_metrics(reports[-1].loads),
     }
+
+
+def in_step(updates: list[list[GroupBatch]], place: Place) -> list[list[GroupBatch]]:
+    """As many micro-batches on every process, for they exchange weights or tokens in each; the last may hold nothing."""
+    counts = cast(list[list[int]], place.world.gather([len(micros) for micros in updates]))
+    most = [max(each) for each in zip(*counts, strict=True)]
+    return [micros + [nothing()] * (count - len(micros)) for micros, count in zip(updates, most, strict=True)]
 
 
 def rates_of(config: GRPOConfig, state: TrainState) -> Rates:

@@ -3,20 +3,33 @@
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fathom.config import GRPOConfig
+from fathom.model.parallelize import gathered, is_spread, let_go, local, parallelize
+from fathom.parallel.world import World
 from fathom.train.step import TrainState
 
 
 class Reference:
     """The starting point, or the policy of every so many optimizer steps; without a KL term none, at no cost."""
 
-    def __init__(self, state: TrainState, config: GRPOConfig) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        config: GRPOConfig,
+        world: World | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """The policy of `state` as it is now; `world` and `dtype` say how to spread it where the policy is spread."""
         self.every, self.updates = config.objective.reference_reset_steps, config.updates
         self.model = None
         if config.objective.kl_beta:
-            self.model = copy.deepcopy(state.model).requires_grad_(False)
+            if world is not None and is_spread(state.model):
+                self.model = parallelize(gathered(state.model).requires_grad_(False), world, dtype)
+            else:
+                self.model = copy.deepcopy(state.model).requires_grad_(False)
             if "reference" not in state.copies:
                 state.keep_copy("reference")
             self._take(state.copies["reference"])
@@ -35,5 +48,6 @@ class Reference:
 
     def _take(self, weights: Sequence[Tensor]) -> None:
         assert self.model is not None
+        let_go(self.model)
         for own, weight in zip(self.model.state_dict().values(), weights, strict=True):
-            own.copy_(weight)
+            local(own).copy_(local(weight))

@@ -17,6 +17,7 @@ from fathom.model.precision import fp8_layers, use_fp8
 from fathom.parallel.balance import Forecast
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
+from fathom.plan.measured import Note
 from fathom.runs import Run
 from fathom.text.packing import Batch
 from fathom.train import schedule
@@ -25,6 +26,8 @@ from fathom.train.keep import keep_parts, keep_whole, keeps_parts, restore
 from fathom.train.loss import Denominators, Losses, language_losses
 from fathom.train.metrics import balance_metrics, peak_flops
 from fathom.train.microscope import Limits, examine, fall_back, summarise
+from fathom.train.pipeline import Pipeline, Task, collect, task_of
+from fathom.train.pipeline_step import pipeline_step
 from fathom.train.preemption import Notice, Preempted
 from fathom.train.step import Rates, StepReport, TrainState, train_step
 from fathom.train.watch import StepWatch
@@ -95,6 +98,7 @@ def train_language(
     so an interrupted run repeats exactly what an unbroken one does. `validation` batches are this process's too.
     """
     require_spread(config, place.world)
+    pipeline = Pipeline(model, place.world) if place.world.mesh.pipeline.size > 1 else None
     model = parallelize(model, place.world, place.dtype)
     state = resume(place, TrainState.start(model, config.optimizer))
     in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
@@ -102,6 +106,7 @@ def train_language(
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
     watch = StepWatch(place.world, place.run.path / "traces" / place.stage)
     forecast = Forecast.of(place.world.layout.balance_devices, model.config.moe.n_routed_experts)
+    measured = state.step + 1  # the first step waits for connections and kernels
     first_row = schedule.rows_before(
         config.schedule, config.batch_rows, state.step, config.steps, place.world.rows.size
     )
@@ -112,7 +117,7 @@ def train_language(
         rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.rows.size)
         micro_batches = split_rows(batch_of(step, rows), config.micro_batch_rows)
         watch.fetched()
-        denominators = Denominators.of(micro_batches, len(model.mtp), place.world)
+        denominators = Denominators.of(micro_batches, model.config.num_nextn_predict_layers, place.world)
         weight = schedule.mtp_weight(config.schedule, step, config.steps)
         rates = rates_of(config, model, step)
 
@@ -120,7 +125,12 @@ def train_language(
             return language_losses(model, batch, denominators, weight, place.world.device, mask_documents)
 
         looked = examine_fp8(state, config, place, losses_of, micro_batches[0]) if in_fp8 else {}
-        report = train_step(state, micro_batches, losses_of, rates, place.world, place.dtype, place.guard)
+        if pipeline is None:
+            report = train_step(state, micro_batches, losses_of, rates, place.world, place.dtype, place.guard)
+        else:
+            given = denominators, weight, place.world, place.dtype, mask_documents
+            task = task_of(micro_batches, model.config, *given)
+            report = chart_step(place, state, pipeline, task, rates, step == measured)
         state.step += 1
         metrics: dict[str, object] = {
             **language_metrics(report),
@@ -134,11 +144,24 @@ def train_language(
         tokens = denominators.rows * micro_batches[0].tokens.shape[1]
         metrics |= speed_metrics(tokens, time.perf_counter() - started, flops_per_token[weight > 0], place.world)
         if config.validate_every and validation and state.step % config.validate_every == 0:
-            metrics["validation_loss"] = validation_loss(model, validation, place, mask_documents)
+            metrics["validation_loss"] = validation_loss(model, validation, place, mask_documents, pipeline)
         first_row += rows
         data = {"rows": [0, first_row], "schedule": [state.step, config.steps], "lr": rates.lr}
         finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps, data)
     return state
+
+
+def chart_step(
+    place: Place, state: TrainState, pipeline: Pipeline, task: Task, rates: Rates, measured: bool
+) -> StepReport:
+    """A step through the pipeline; where it is `measured`, what every process did when is kept in the run."""
+    notes: list[Note] | None = [] if measured else None
+    report = pipeline_step(state, pipeline, task, rates, place.world, place.guard, notes)
+    if notes is not None:
+        record = pipeline.chart(notes, len(task.inputs))
+        if place.world.is_main:
+            place.run.append_pipeline(place.stage, state.step + 1, record)
+    return report
 
 
 def left_out(place: Place, report: StepReport, rows: tuple[int, int]) -> dict[str, object]:
@@ -196,10 +219,21 @@ def speed_metrics(tokens: float, seconds: float, flops_per_token: float, world: 
 
 
 @torch.no_grad()
-def validation_loss(model: Transformer, batches: Sequence[Batch], place: Place, mask_documents: bool = False) -> float:
+def validation_loss(
+    model: Transformer,
+    batches: Sequence[Batch],
+    place: Place,
+    mask_documents: bool = False,
+    pipeline: Pipeline | None = None,
+) -> float:
     """Next-token loss per token over all processes' validation batches."""
     denominators = Denominators.of(batches, 0, place.world)
     device = place.world.device
+    if pipeline is not None:
+        task = task_of(batches, model.config, denominators, 0.0, place.world, mask_documents=mask_documents)
+        pipeline.evaluate(task)
+        parts, _ = collect(task, model.config, device, (place.world.tokens, pipeline.axis))
+        return float(parts["loss_main"])
     losses = [language_losses(model, b, denominators, 0.0, device, mask_documents).parts["loss_main"] for b in batches]
     let_go(model)
     return place.world.tokens.sum_numbers(sum(float(loss) for loss in losses))[0]
@@ -246,6 +280,16 @@ def save(place: Place, state: TrainState, keep: int, data: dict[str, Any]) -> No
 
 def require_spread(config: TrainConfig, world: World) -> None:
     """Refuse what cannot be done with weights in parts."""
+    if config.fp8_check_every and world.layout.pipeline > 1:
+        raise ValueError(
+            f"fp8_check_every={config.fp8_check_every} compares gradients of whole models, but parallel.pipeline="
+            f"{world.layout.pipeline} leaves none whole; choose fp8_check_every=0, or check with parallel.pipeline=1"
+        )
+    if world.layout.zero == 3 and world.layout.pipeline > 1 and world.layout.shard > 1:
+        raise ValueError(
+            "parallel.zero=3 gathers weights anew for every pass, but a pipeline has many passes under way at once and "
+            "keeps them gathered for the step; choose parallel.zero=1, as V3 does (V3 3.2)"
+        )
     if config.fp8_check_every and world.layout.shard > 1:
         raise ValueError(
             f"fp8_check_every={config.fp8_check_every} compares gradients of whole weights, but parallel.shard="

@@ -152,14 +152,20 @@ def update(
     rates: Rates,
     world: World,
     guard: Guard | None = None,
+    norm: float | None = None,
 ) -> StepReport:
-    """Clip the summed gradients, update the weights, then move the selection bias and the weights' average."""
+    """Clip the summed gradients, update the weights, then move the selection bias and the weights' average.
+
+    `loads` are those of this process's layers; `norm` is that of all gradients, where others lie with other processes.
+    """
     model, spread = state.model, is_spread(state.model)
     if spread:
         hand_over_gradients(model, state.optimizer)
     parameters = list(model.parameters())
     gradients = _locals(p.grad for p in parameters if p.grad is not None)
-    grad_norm = clip_gradients(gradients, rates.clip_norm, spread_norm(parameters, world) if spread else None)
+    if spread and norm is None:
+        norm = spread_norm(parameters, world)
+    grad_norm = clip_gradients(gradients, rates.clip_norm, norm)
     objection = guard.objection(state.step + 1, float(parts["loss"]), grad_norm, world) if guard else ""
     if objection:
         let_go(model)

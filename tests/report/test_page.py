@@ -11,6 +11,7 @@ import pytest
 
 from fathom.config import Config
 from fathom.plan.count import main_parameters
+from fathom.plan.measured import Note, to_record
 from fathom.report import units
 from fathom.report.page import write
 from fathom.report.units import MISSING, SPACE, TIMES
@@ -188,3 +189,20 @@ def test_the_same_run_makes_the_same_page(report: Path) -> None:
 def test_the_report_needs_no_torch() -> None:
     check = "import sys, fathom.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_a_measured_pipeline_stands_above_the_planners(make_run: MakeRun) -> None:
+    run = make_run()
+    for step, late in ((2, 0.5), (7, 1.0)):
+        notes = [
+            [Note("F", rank, m, rank + 2 * m, rank + 2 * m + 1) for m in (0, 1)]
+            + [Note("BW", rank, m, 5 + late - rank + 2 * m, 6 + late - rank + 2 * m) for m in (0, 1)]
+            for rank in (0, 1)
+        ]
+        run.append_pipeline("pretrain", step, to_record("1f1b", 2, notes))
+    page = Page(write(run))
+    text = page.sections["pipeline"]
+    assert "Step 7 of Pretraining, 1f1b" in text and "Step 2" not in text
+    assert text.count("rank 1") >= 2  # in both charts
+    idle = [1 - 4 / 9 for _ in (0, 1)]
+    assert f"{100 * sum(idle) / 2:.1f} % of the processes' time was idle" in text

@@ -54,8 +54,12 @@ def steps(world: World, directory: Path) -> list[object]:
         x = torch.ones(64, 64)
         for _ in range(20):
             x = x @ x / 64
+        arrived = directory / f"arrived_{step}"
         if world.rank == 0:
+            await_file(arrived)  # however slow the machine is, the other one waits first
             time.sleep(SLOW)
+        else:
+            arrived.touch()
         if step < 4:
             dist.all_reduce(x)
         elif world.rank == 0:
@@ -64,6 +68,13 @@ def steps(world: World, directory: Path) -> list[object]:
             dist.recv(x, 0)
         found.append(watch.end(step))
     return found
+
+
+def await_file(path: Path, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
 
 
 def watch_all(world: World, directory: Path) -> tuple[list[object], list[Record]]:
