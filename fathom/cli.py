@@ -322,7 +322,7 @@ def import_(
 
 def bench(
     what: Annotated[
-        Positional[Literal["train", "decode", "rollout", "memory", "speculation", "attention", "gemm"]],
+        Positional[Literal["train", "decode", "rollout", "memory", "speculation", "attention", "gemm", "scale"]],
         arg(help="what to measure"),
     ],
     peer: Annotated[
@@ -340,7 +340,7 @@ def bench(
     int8: Annotated[bool | None, arg(help="decode: weights of 8 bits, on a CPU")] = None,
     run: Annotated[Path | None, arg(help="speculation: a run or checkpoint whose model has an MTP module")] = None,
 ) -> None:
-    """Measure speed beside a peer, memory and drafts beside their formulas, or kernels.
+    """Measure speed beside a peer, memory, drafts and messages beside their formulas, or kernels.
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
     reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'. A load on a
@@ -350,6 +350,10 @@ def bench(
 
     Example: fathom bench decode --model runs/laptop --rows 1 8
     Example: fathom bench speculation --run runs/laptop
+
+    Example: fathom bench scale
+
+    Example: torchrun --nproc_per_node 2 -m fathom bench scale
     """
     module = import_module(f"fathom.bench.{what}")
     if run is not None and what != "speculation":
@@ -366,7 +370,8 @@ def bench(
             measured = module.main(peer, run)
         case _:
             measured = module.main(peer)
-    print(json.dumps(measured))
+    if os.environ.get("RANK", "0") == "0":  # of processes that torchrun started, the first speaks
+        print(json.dumps(measured))
 
 
 def bench_serve(

@@ -22,6 +22,9 @@ class ParallelConfig:
     schedule: Literal["1f1b", "zbv", "dualpipev"] = "1f1b"  # of the pipeline; the latter two hold two stages a process
     recompute: Literal["none", "selective", "full"] = "none"  # selective: norms, expanded latents, SwiGLU (V3 3.2.3)
     fp8_dispatch: bool = False  # tokens travel to their experts as e4m3 in 1 x 128 tiles (V3 3.3.3)
+    breakdown_every: int = 0  # steps between looks at where each process's time goes; 0 never
+    profile_steps: str = ""  # steps to trace, such as 10:12 for the two behind the tenth; files for Chrome's viewer
+    balance_devices: int = 0  # devices for which metrics say what redundant experts would gain (V3 3.4); 0 says nothing
     checkpoint: Literal["auto", "sharded"] = "auto"  # sharded: in parts even where one process holds the whole state
 
     def __post_init__(self) -> None:
@@ -37,6 +40,20 @@ class ParallelConfig:
             raise ValueError(
                 f"parallel.zero={self.zero} is neither 1 nor 3; choose 1 (masters and moments) or 3 (weights too)"
             )
+
+        for name in ("breakdown_every", "balance_devices"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"parallel.{name}={getattr(self, name)} is negative; give 0 for none, or a number")
+        if self.profile_steps and not self.traced_steps:
+            raise ValueError(
+                f"parallel.profile_steps={self.profile_steps!r} names no steps; give the first and the end, as in 10:12"
+            )
+
+    @property
+    def traced_steps(self) -> range:
+        """The steps to trace, counted from 0."""
+        first, _, stop = self.profile_steps.partition(":")
+        return range(int(first), int(stop)) if first.isdecimal() and stop.isdecimal() else range(0)
 
     @property
     def model_ways(self) -> int:

@@ -1,5 +1,7 @@
 """Choosing experts: scores, group limit, selection bias, gate weights, load (V3 2.1.2)."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -42,16 +44,27 @@ def expert_load(experts: Int[Tensor, "N K"], n_experts: int) -> Int[Tensor, " E"
 
 
 def sequence_balance_loss(
-    scores: Float[Tensor, "B T E"], k: int, valid: Float[Tensor, "B T"] | None = None
+    scores: Float[Tensor, "B T E"],
+    k: int,
+    valid: Float[Tensor, "B T"] | None = None,
+    sum_parts: Callable[[Sequence[Tensor]], None] | None = None,
 ) -> Float[Tensor, ""]:
     """sum_i f_i P_i averaged over sequences; 1 under uniform routing (V3 eq. 17-20).
 
-    f_i counts raw scores only: the selection bias stays out of it. `valid` marks the tokens that count.
+    f_i counts raw scores only: the selection bias stays out of it. `valid` marks the tokens that count. Where the
+    sequences are spread over processes, `sum_parts` replaces tensors by their sums over these; the losses of all of
+    them then add up to that of the whole sequences, and so do the gradients: f_i has none, and P_i is a sum.
     """
     n_experts = scores.shape[-1]
     shares = scores / scores.sum(-1, keepdim=True)
     chosen = torch.zeros_like(scores).scatter_(-1, scores.topk(k, dim=-1).indices, 1.0)
-    if valid is None:
+    if sum_parts is not None:
+        weight = torch.ones_like(scores[..., :1]) if valid is None else valid.unsqueeze(-1)  # (B, T, 1)
+        counts = (chosen * weight).sum(1)
+        sum_parts([counts])
+        tokens = (counts.sum(-1, keepdim=True) / k).clamp(min=1)  # of the whole sequence
+        frequency, probability = counts / tokens, (shares * weight).sum(1) / tokens
+    elif valid is None:
         frequency, probability = chosen.mean(1), shares.mean(1)
     else:
         weight = (valid / valid.sum(1, keepdim=True).clamp(min=1)).unsqueeze(-1)  # (B, T, 1)

@@ -5,14 +5,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fathom.config import ModelConfig
-from fathom.kernels.attention import expanded_attention
 from fathom.model.cache import Slots
 from fathom.model.linear import RMSNorm, linear
 from fathom.model.rope import Rotation, rotate
+from fathom.parallel.context import row_attention, whole_rows
+from fathom.parallel.mesh import ALONE, Axis
 
 
 class GQA(nn.Module):
     """Query heads share the keys and values of their group; as many groups as heads is plain multi-head attention."""
+
+    context: Axis = ALONE  # over which rows are spread; set by `Transformer.spread_rows`
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -46,4 +49,6 @@ class GQA(nn.Module):
             if not slots.fresh:
                 mask = slots.mask
                 k, v = (half.unflatten(-1, (-1, self.config.head_dim)) for half in seen.chunk(2, dim=-1))
-        return self.o_proj(expanded_attention(q, k, v, self.scale, mask).flatten(2))
+        if self.context.size > 1:  # one message for both
+            k, v = whole_rows(torch.cat((k, v), dim=2), self.context, "keys and values").chunk(2, dim=2)
+        return self.o_proj(row_attention(q, k, v, self.scale, mask, self.context).flatten(2))

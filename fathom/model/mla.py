@@ -7,17 +7,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fathom.config import AttentionConfig, ModelConfig
-from fathom.kernels.attention import expanded_attention
 from fathom.model.cache import Slots
 from fathom.model.linear import RMSNorm, linear
 from fathom.model.rope import Rotation, rotate, softmax_scale
+from fathom.parallel.context import row_attention, whole_rows
+from fathom.parallel.mesh import ALONE, Axis
 
 
 class MLA(nn.Module):
     """Training expands the latent into keys and values; decoding absorbs their weights into the query.
 
     So does reading on from a cache, unless the new tokens are so many that expanding all the old latents is cheaper.
+    Where a row is spread over processes they exchange its latents, which are far less than its keys and values.
     """
+
+    context: Axis = ALONE  # over which rows are spread; set by `Transformer.spread_rows`
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -47,7 +51,7 @@ class MLA(nn.Module):
         q_nope, q_rope = self._queries(x, turn)
         latents = self._latents(x, turn)
         if slots is None or slots.fresh:
-            out = self._expanded(q_nope, q_rope, latents, mask)
+            out = self._expanded(q_nope, q_rope, whole_rows(latents, self.context, "latents"), mask)
             if slots is not None:
                 slots.extend(self.layer, latents)
         elif x.shape[1] > self.few:
@@ -71,14 +75,14 @@ class MLA(nn.Module):
         return torch.cat((self.kv_a_norm(latent), k_rope), dim=-1)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, T, H, v): multi-head attention over the expanded latents of this pass."""
+        """(B, T, H, v): multi-head attention over the expanded latents of whole rows."""
         a = self.config
         latent, k_rope = latents.split((a.kv_lora_rank, a.qk_rope_head_dim), dim=-1)
         kv = self.kv_b_proj(latent).unflatten(-1, (a.num_attention_heads, a.qk_nope_head_dim + a.v_head_dim))
         k_nope, v = kv.split((a.qk_nope_head_dim, a.v_head_dim), dim=-1)
         k_rope = k_rope.unsqueeze(2).expand(-1, -1, a.num_attention_heads, -1)
         q, k = torch.cat((q_nope, q_rope), dim=-1), torch.cat((k_nope, k_rope), dim=-1)
-        return expanded_attention(q, k, v, self.scale, mask)
+        return row_attention(q, k, v, self.scale, mask, self.context)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, slots: Slots) -> Tensor:
         """(B, T, H, v): W_UK moves into the query and W_UV behind the attention, so latents are read as they are."""

@@ -19,6 +19,7 @@ from fathom.model.recompute import recomputed_cheaply
 from fathom.model.routing import RoutingTrace
 from fathom.parallel.experts import through_experts
 from fathom.parallel.mesh import ALONE, Axis
+from fathom.parallel.replicas import Replicas
 
 
 class Router(nn.Module):
@@ -59,8 +60,10 @@ class MoE(nn.Module):
     """Every token passes the shared experts and its K routed ones."""
 
     fp8: Fp8Layer | None = None  # set by `precision.use_fp8`
+    context: Axis = ALONE  # over which rows are spread; set by `Transformer.spread_rows`
     axis: Axis = ALONE  # the processes over which the experts are spread; set by `parallelize`, as is the next
     fp8_dispatch: bool = False
+    replicas: Replicas | None = None  # the slots that serve the experts; set by `ServedExperts`
     pause: Callable[[], None] | None = None  # called while tokens travel; set by `pipeline.pause_in_experts`
 
     def __init__(self, config: ModelConfig) -> None:
@@ -78,7 +81,10 @@ class MoE(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         tokens = x.flatten(0, 1)
         scores, experts, weights = self.router(tokens, None if trace is None else self._recorded(trace, tokens))
-        if self.axis.size == 1:
+        if self.replicas is not None:
+            apply = partial(self._experts, some_elsewhere=True)
+            out = self.replicas.through(tokens, experts, weights, apply).view_as(x)
+        elif self.axis.size == 1:
             out = self._experts(tokens, experts, weights).view_as(x)
         else:
             everywhere = self.config.n_routed_experts
@@ -120,7 +126,11 @@ class MoE(nn.Module):
             trace.experts.append(experts.view(*scores.shape[:2], -1))
         trace.loads.append(expert_load(counted, self.config.n_routed_experts))
         if self.config.seq_aux_alpha:
-            trace.balance.append(sequence_balance_loss(scores, self.config.num_experts_per_tok, valid))
+            spread = self.context.size > 1
+            balance = sequence_balance_loss(
+                scores, self.config.num_experts_per_tok, valid, self.context.sum if spread else None
+            )
+            trace.balance.append(balance)
 
 
 def moe_layers(model: nn.Module) -> Iterator[MoE]:

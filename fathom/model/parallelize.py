@@ -32,6 +32,7 @@ def parallelize(model: Transformer, world: World, dtype: torch.dtype = torch.flo
     layout, mesh = world.layout, world.mesh
     for block in (module for module in model.modules() if isinstance(module, Block)):
         block.recompute = layout.recompute
+    model.spread_rows(mesh.context)
     if layout.expert > 1:
         _spread_experts(model, model.config, mesh, layout.fp8_dispatch)
     if layout.shard > 1:

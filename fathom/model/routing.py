@@ -25,3 +25,9 @@ class RoutingTrace:
         self.experts: list[Tensor] = []  # (B, T, K) chosen or replayed
         self.loads: list[Tensor] = []  # (E,) token-expert pairs
         self.balance: list[Tensor] = []  # sequence-wise balance losses, not yet weighted
+
+    def counting(self, valid: Float[Tensor, "B T"] | None) -> "RoutingTrace":
+        """The same notes with other tokens that count; layers that are computed again ask which were theirs."""
+        other = RoutingTrace(valid, self.replay, self.records)
+        other.experts, other.loads, other.balance = self.experts, self.loads, self.balance
+        return other

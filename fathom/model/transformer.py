@@ -8,17 +8,21 @@ from fathom.config import ModelConfig
 from fathom.kernels import gemm
 from fathom.model.block import Block
 from fathom.model.cache import Slots
+from fathom.model.gqa import GQA
 from fathom.model.linear import RMSNorm, linear
-from fathom.model.moe import Router
+from fathom.model.mla import MLA
+from fathom.model.moe import MoE, Router
 from fathom.model.mtp import MTPModule
 from fathom.model.rope import Rotation, rope_frequencies, rope_magnitude, rotation
 from fathom.model.routing import RoutingTrace
+from fathom.parallel.mesh import ALONE, Axis
 
 
 class Transformer(nn.Module):
     """Token ids to normalised hidden states; `head_weight` turns those into logits."""
 
     frequencies: Tensor
+    context: Axis = ALONE  # over which rows are spread
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -51,6 +55,16 @@ class Transformer(nn.Module):
                     parameter.data.normal_(0.0, self.config.initializer_range, generator=generator)
             if isinstance(module, Router):
                 module.selection_bias.zero_()
+
+    def spread_rows(self, context: Axis) -> None:
+        """Let every process of `context` hold two pieces of each row (`fathom.parallel.context`).
+
+        Tokens, positions and the queries of masks are then those of the places held; masks have the whole row's keys.
+        """
+        self.context = context
+        for module in self.modules():
+            if isinstance(module, (MLA, GQA, MoE)):
+                module.context = context
 
     def forward(
         self,

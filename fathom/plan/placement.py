@@ -29,6 +29,25 @@ class Placement:
         mean = of_devices.mean(axis=1)
         return np.divide(of_devices.max(axis=1), mean, out=np.ones(len(loads)), where=mean > 0) - 1
 
+    def excess(self, loads: Float[np.ndarray, "L E"], devices: int) -> float:
+        """By how much the busiest devices of all layers together exceed the mean: layers follow one another."""
+        of_devices = self.device_loads(loads, devices)
+        mean = float(of_devices.mean(axis=1).sum())
+        return float(of_devices.max(axis=1).sum()) / mean - 1 if mean else 0.0
+
+
+def equal_runs(layers: int, experts: int, devices: int) -> Placement:
+    """Every expert once, in equal runs over the devices. Raises ValueError where the experts do not divide."""
+    if experts % devices:
+        raise ValueError(
+            f"{experts} experts do not divide into equal runs over {devices} devices; choose "
+            f"{_divisor(experts, devices)}"
+        )
+    each = np.tile(np.arange(experts), (layers, 1))
+    return Placement(
+        physical_to_logical=each, logical_to_physical=each[..., np.newaxis], replica_counts=np.ones_like(each)
+    )
+
 
 def place_experts(loads: Float[np.ndarray, "L E"], replicas: int, groups: int, nodes: int, devices: int) -> Placement:
     """Give the busiest experts more replicas and spread all `replicas` slots of a layer evenly over the devices.

@@ -17,6 +17,7 @@ from fathom.plan.hardware import Devices, Hardware
 from fathom.plan.layout import Layout
 from fathom.plan.schedule import Times, bubble
 from fathom.plan.share import Share, example, share_of
+from fathom.plan.traffic import context_bytes
 
 # Shares of the data sheet that an H200 sustains.
 PRODUCTS = 0.68  # 670 of 989 TFLOP/s in BF16; power limits it
@@ -184,7 +185,8 @@ def _messages(
         exchange = layout.micro_batches / layout.pipeline * moe_layers(config) * pairs * 2 * (code + 2) / reach
         hidden = sum(parts.values()) if layout.pipeline > 1 and layout.schedule in ("dualpipe", "dualpipev") else 0.0
         seconds += max(0.0, exchange - hidden)
-    if layout.context > 1:  # keys and values gathered forward and backward, their gradients summed
-        width = config.attention.cache_width * seq_len * layout.micro_batch_rows
-        seconds += layout.micro_batches * config.num_hidden_layers / layout.pipeline * 3 * 2 * width / (LINKS * near)
+    if layout.context > 1:
+        exchange = context_bytes(config, layout.micro_batch_rows, seq_len, layout.context, bytes_each=2)
+        again = 1.5 if layout.recompute == "full" else 1.0  # forward twice, backward once
+        seconds += layout.micro_batches / layout.pipeline * exchange * again / (LINKS * near)
     return seconds

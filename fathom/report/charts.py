@@ -6,7 +6,7 @@ light, dark and print. Text stays text, in the page's own font.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -108,22 +108,50 @@ def draw_bars(name: str, title: str, bars: Sequence[Bar]) -> str:
         return inline(figure, name, title)
 
 
-def draw_heat_map(name: str, title: str, shares: NDArray[np.float64], rows: Sequence[str]) -> str:
-    """Shares (rows, columns) as cells, the fuller the darker; small maps carry their numbers."""
+def draw_stacks(name: str, title: str, labels: Sequence[str], parts: Mapping[str, Sequence[float]], axis: str) -> str:
+    """A bar under each label, made of the parts one behind the other; at most as many parts as series colours."""
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(WIDTH, (24 * len(labels) + 70) / 72), layout="constrained")
+        axes = figure.add_subplot()
+        left = np.zeros(len(labels))
+        for (part, values), colour in zip(parts.items(), SERIES, strict=False):
+            axes.barh(range(len(labels)), values, left=left, height=0.62, color=colour, alpha=0.85, label=part)
+            left = left + np.asarray(values, dtype=float)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.invert_yaxis()
+        axes.set_xlabel(axis)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=1.2, borderaxespad=0)
+        return inline(figure, name, title)
+
+
+def draw_heat_map(
+    name: str,
+    title: str,
+    shares: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str] = (),
+    axis: str = "routed expert",
+) -> str:
+    """Shares (rows, columns) as cells, the fuller the darker; small maps carry their numbers.
+
+    Columns count from 0 unless they have names, of which a few are shown; then the values are no shares.
+    """
     with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.spines.bottom": False}):
         height = min(max(34 * len(rows), 70), 420) + 44
         figure = Figure(figsize=(WIDTH, height / 72), layout="constrained")
         axes = figure.add_subplot()
         scale = LinearSegmentedColormap.from_list("share", [(*to_rgb(SERIES[0]), 0.05), (*to_rgb(SERIES[0]), 0.6)])
         axes.pcolormesh(shares, cmap=scale, vmin=0, vmax=float(shares.max()), edgecolors="none")
-        if shares.shape[1] <= 8:
+        if shares.shape[1] <= 8 and not columns:
             for row, column in np.ndindex(shares.shape):
                 cell = float(shares[row, column])
                 axes.text(column + 0.5, row + 0.5, f"{100 * cell:.0f} %", ha="center", va="center")
-        axes.set_xlabel("routed expert")
-        if shares.shape[1] <= 16:
-            columns = range(shares.shape[1])
-            axes.set_xticks([column + 0.5 for column in columns], [str(column) for column in columns])
+        axes.set_xlabel(axis)
+        if columns or shares.shape[1] <= 16:
+            names = columns or [str(column) for column in range(shares.shape[1])]
+            apart = -(-len(names) // 6) if columns else 1
+            axes.set_xticks([column + 0.5 for column in range(0, len(names), apart)], names[::apart])
         every = -(-len(rows) // 24)
         axes.set_yticks([row + 0.5 for row in range(0, len(rows), every)], rows[::every])
         axes.invert_yaxis()

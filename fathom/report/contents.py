@@ -7,6 +7,8 @@ from typing import Any, cast
 from fathom.config import Config
 from fathom.plan.count import main_parameters
 from fathom.report import figures, units
+from fathom.report.experts import expert_figures, placement_cards
+from fathom.report.figures import Card
 from fathom.report.findings import (
     Trend,
     describe_accuracy,
@@ -19,6 +21,7 @@ from fathom.report.findings import (
 )
 from fathom.report.measured import measured_pipelines
 from fathom.report.outcome import Evaluation, Outcome, Share, read_outcome
+from fathom.report.processes import process_figures
 from fathom.runs import Record, Run
 
 TRANSCRIPTS = 6  # pairs of answers shown
@@ -42,16 +45,6 @@ TRAINED_BY = {
     "sft": "fine-tuning on worked solutions (SFT)",
     "grpo": "reinforcement from checked answers (GRPO)",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """One headline figure."""
-
-    label: str
-    value: str
-    lines: Sequence[str]
-    is_result: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +88,9 @@ def gather_contents(run: Run) -> dict[str, Any]:
         "pipelines": measured_pipelines(run.read_pipeline()),
         "reward_figures": figures.reward_figures(metrics["grpo"]),
         "reward_sentences": _describe_reward(accuracy, length),
-        "expert_figures": figures.expert_figures(metrics, config.model),
+        "expert_figures": expert_figures(metrics, config.model),
+        "placement_cards": placement_cards(metrics),
+        "process_figures": process_figures(metrics),
         "mtp_figures": figures.mtp_figures(metrics),
         "speculation": outcome.speculation,
         "speculation_sentence": describe_speculation(outcome.speculation) if outcome.speculation else "",

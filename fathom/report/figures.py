@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fathom.config import ModelConfig
-from fathom.report.charts import Bar, Line, draw_bars, draw_heat_map, draw_lines
+from fathom.report.charts import Bar, Line, draw_bars, draw_lines
 from fathom.report.outcome import Outcome, Share
 
 Records = Sequence[Mapping[str, Any]]
@@ -28,6 +27,16 @@ class Figure:
     rows: Sequence[Sequence[str]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One headline figure."""
+
+    label: str
+    value: str
+    lines: Sequence[str]
+    is_result: bool = False
+
+
 def series(records: Records, field: str) -> list[float]:
     """The values of one field, NaN where a step recorded none that is finite."""
     return [math.nan if record[field] is None else float(record[field]) for record in records if field in record]
@@ -41,68 +50,53 @@ def loss_figures(metrics: Mapping[str, Records]) -> list[Figure]:
         "validation_loss": "validation, next token",
     }
     figures = [
-        _curves(
+        curves(
             f"loss-{stage}",
             f"Loss of {name}",
             "Cross-entropy in nats a token.",
-            _lines(metrics.get(stage, ()), fields),
+            lines_of(metrics.get(stage, ()), fields),
         )
         for stage, name in STAGES.items()
         if stage != "grpo"
     ]
-    return _present(figures)
+    return present(figures)
 
 
 def reward_figures(grpo: Records) -> list[Figure]:
     """What reinforcement changed: accuracy, length, entropy, and how much of each batch taught something."""
     dropped = [_with_dropped_share(record) for record in grpo]
     figures = [
-        _curves(
+        curves(
             "reward",
             "Accuracy and reward",
             "Mean over the sampled answers to training problems, of every step.",
-            _lines(grpo, {"accuracy": "accuracy", "reward": "reward", "format": "well-formed"}),
+            lines_of(grpo, {"accuracy": "accuracy", "reward": "reward", "format": "well-formed"}),
             from_zero=True,
         ),
-        _curves(
+        curves(
             "length",
             "Length of answers",
             "Tokens of a completion, thinking included; correct and wrong ones apart.",
-            _lines(grpo, {"length": "all", "length_correct": "correct", "length_wrong": "wrong"}),
+            lines_of(grpo, {"length": "all", "length_correct": "correct", "length_wrong": "wrong"}),
             from_zero=True,
         ),
-        _curves(
+        curves(
             "entropy",
             "Entropy of the policy",
             "Nats a token, of the whole next-token distribution. Near zero, nothing new is tried.",
-            _lines(grpo, {"entropy": "entropy"}),
+            lines_of(grpo, {"entropy": "entropy"}),
             from_zero=True,
         ),
-        _curves(
+        curves(
             "groups",
             "Groups that teach nothing",
             "Groups whose answers all earn the same are dropped; truncated answers reached the length limit.",
-            _lines(dropped, {"dropped_share": "groups dropped", "truncated": "answers truncated"}),
+            lines_of(dropped, {"dropped_share": "groups dropped", "truncated": "answers truncated"}),
             percent=True,
             from_zero=True,
         ),
     ]
-    return _present(figures)
-
-
-def expert_figures(metrics: Mapping[str, Records], model: ModelConfig) -> list[Figure]:
-    """How evenly the experts were used."""
-    lines = [
-        line for stage, name in STAGES.items() for line in _lines(metrics.get(stage, ()), {"max_vio": f"during {name}"})
-    ]
-    balance = _curves(
-        "max-vio",
-        "Load of the busiest expert",
-        "MaxVio: by how much the busiest expert of the worst layer exceeds the mean load. 0 is perfect balance.",
-        lines,
-        from_zero=True,
-    )
-    return _present([balance, _expert_shares(metrics, model)])
+    return present(figures)
 
 
 def mtp_figures(metrics: Mapping[str, Records]) -> list[Figure]:
@@ -110,10 +104,10 @@ def mtp_figures(metrics: Mapping[str, Records]) -> list[Figure]:
     lines = [
         line
         for stage, name in STAGES.items()
-        for line in _lines(metrics.get(stage, ()), {"mtp_acceptance": f"during {name}"})
+        for line in lines_of(metrics.get(stage, ()), {"mtp_acceptance": f"during {name}"})
     ]
     caption = "Share of training tokens at which the MTP module's likeliest token is the model's own."
-    return _present([_curves("mtp", "MTP acceptance", caption, lines, percent=True, from_zero=True)])
+    return present([curves("mtp", "MTP acceptance", caption, lines, percent=True, from_zero=True)])
 
 
 def outcome_figures(outcome: Outcome) -> list[Figure]:
@@ -144,7 +138,7 @@ def _bar(label: str, share: Share, tone: int = 0, pale: bool = False) -> Bar:
     return Bar(label=label, value=share.value, low=share.low, high=share.high, tone=tone, pale=pale)
 
 
-def _lines(records: Records, fields: Mapping[str, str]) -> list[Line]:
+def lines_of(records: Records, fields: Mapping[str, str]) -> list[Line]:
     """A line for every field that some step holds a number for."""
     lines = [
         Line(
@@ -157,9 +151,10 @@ def _lines(records: Records, fields: Mapping[str, str]) -> list[Line]:
     return [line for line in lines if np.isfinite(line.values).any()]
 
 
-def _curves(
+def curves(
     name: str, title: str, caption: str, lines: Sequence[Line], *, percent: bool = False, from_zero: bool = False
 ) -> Figure | None:
+    """A chart of the lines with its table; None without lines."""
     if not lines:
         return None
     steps = sorted({step for line in lines for step in line.steps})
@@ -172,41 +167,7 @@ def _curves(
         caption=caption,
         svg=draw_lines(name, title, lines, percent=percent, from_zero=from_zero),
         columns=["step", *(line.label for line in lines)],
-        rows=[[f"{step:,}", *(_cell(known.get(step, math.nan), percent) for known in values)] for step in shown],
-    )
-
-
-def _expert_shares(metrics: Mapping[str, Records], model: ModelConfig) -> Figure | None:
-    """The heat map of the last step that recorded where every layer's tokens went."""
-    recorded = [
-        (name, record)
-        for stage, name in STAGES.items()
-        for record in metrics.get(stage, ())
-        if record.get("expert_shares")
-    ]
-    if not recorded:
-        return None
-    name, record = recorded[-1]
-    shares = np.asarray(record["expert_shares"], dtype=float)  # (layers, experts)
-    shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-9)
-    layers = [f"layer {layer}" for layer in range(model.num_hidden_layers) if model.is_moe_layer(layer)]
-    layers += [f"MTP {depth}" for depth in range(1, 1 + len(shares) - len(layers))]
-    title = "Where the tokens went"
-    caption = (
-        f"Share of each layer's routed tokens an expert received at step {record['step']:,} of {name}; "
-        f"even would be {100 / shares.shape[1]:.3g} % each."
-    )
-    rows = [
-        [layer, *(_cell(float(share), percent=True) for share in row)]
-        for layer, row in zip(layers, shares, strict=False)
-    ]
-    return Figure(
-        name="expert-share",
-        title=title,
-        caption=caption,
-        svg=draw_heat_map("expert-share", title, shares, layers[: len(shares)]),
-        columns=["", *(f"expert {expert}" for expert in range(shares.shape[1]))],
-        rows=rows,
+        rows=[[f"{step:,}", *(cell(known.get(step, math.nan), percent) for known in values)] for step in shown],
     )
 
 
@@ -216,11 +177,13 @@ def _with_dropped_share(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**record, "dropped_share": record["groups_dropped"] / groups} if groups else record
 
 
-def _cell(value: float, percent: bool) -> str:
+def cell(value: float, percent: bool) -> str:
+    """A number of a table."""
     if not math.isfinite(value):
         return "\N{EN DASH}"
     return f"{100 * value:.1f} %" if percent else f"{value:.4g}"
 
 
-def _present(figures: Sequence[Figure | None]) -> list[Figure]:
+def present(figures: Sequence[Figure | None]) -> list[Figure]:
+    """Those that there are."""
     return [figure for figure in figures if figure]

@@ -10,7 +10,7 @@ from typing import Any
 
 from fathom.report import plan_figures, units
 from fathom.report.amounts import amount, days, memory, name, price, words
-from fathom.report.contents import Card
+from fathom.report.figures import Card
 from fathom.report.plan_figures import device_bytes
 from fathom.report.sheets import Grid, Sheets, grid, sheets
 

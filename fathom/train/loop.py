@@ -14,6 +14,7 @@ from fathom.config import ResilienceConfig, TrainConfig
 from fathom.model import Transformer
 from fathom.model.parallelize import let_go, parallelize
 from fathom.model.precision import fp8_layers, use_fp8
+from fathom.parallel.balance import Forecast
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
 from fathom.plan.measured import Note
@@ -29,6 +30,7 @@ from fathom.train.pipeline import Pipeline, Task, collect, task_of
 from fathom.train.pipeline_step import pipeline_step
 from fathom.train.preemption import Notice, Preempted
 from fathom.train.step import Rates, StepReport, TrainState, train_step
+from fathom.train.watch import StepWatch
 from fathom.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -104,12 +106,16 @@ def train_language(
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
     readers = place.world.rows.size
     first_row = schedule.rows_before(config.schedule, config.batch_rows, state.step, config.steps, readers)
+    watch = StepWatch(place.world, place.run.path / "traces" / place.stage)
+    forecast = Forecast.of(place.world.layout.balance_devices, model.config.moe.n_routed_experts)
     measured = state.step + 1  # the first step waits for connections and kernels
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step
+        watch.begin(step)
         rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, readers)
         micro_batches = split_rows(batch_of(step, rows), config.micro_batch_rows)
+        watch.fetched()
         denominators = Denominators.of(micro_batches, model.config.num_nextn_predict_layers, place.world)
         weight = schedule.mtp_weight(config.schedule, step, config.steps)
         rates = rates_of(config, model, step)
@@ -130,6 +136,8 @@ def train_language(
             "lr": rates.lr,
             "rows": int(denominators.rows),
             **looked,
+            **watch.end(step),
+            **forecast.step(report.loads, ends=(step + 1) % config.save_every == 0),
             **left_out(place, report, (first_row, first_row + rows)),
         }
         tokens = denominators.rows * micro_batches[0].tokens.shape[1]

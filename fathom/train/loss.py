@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from fathom.kernels.cross_entropy import token_logprobs
 from fathom.model import RoutingTrace, Transformer
+from fathom.parallel.context import places_of, whole_rows
+from fathom.parallel.mesh import ALONE, Axis
 from fathom.parallel.world import World
 from fathom.text.packing import Batch
 
@@ -48,27 +51,77 @@ def further_weights(batch: Batch, depth: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A micro-batch on the device, as the model and the loss read it; all (B, T)."""
+    """A micro-batch on the device, as the model and the loss read it: the places of its rows that this process holds.
+
+    (B, T) unless a shape stands beside it; where rows are spread over c processes, T is T/c, and S the whole row.
+    """
 
     tokens: Tensor
     targets: Tensor
     weights: Tensor
-    further: tuple[Tensor, ...]  # loss weights of every MTP depth d, (B, T - d)
     positions: Tensor | None  # None counts each row from zero
-    mask: Tensor | None  # (B, T, T), True where a token may see another; None is causal
+    mask: Tensor | None  # (B, T, S), True where a token may see another; None is causal
     valid: Tensor | None  # 1.0 where there is a token, 0.0 where a row is filled up; None has tokens everywhere
+    further: tuple["Inputs", ...] = ()  # of every MTP depth: tokens, targets, weights and valid of d places on
+    context: Axis = ALONE  # the processes over which the rows are spread
 
     @staticmethod
-    def of(batch: Batch, depths: int, device: torch.device, mask_documents: bool = False) -> "Inputs":
+    def of(
+        batch: Batch, depths: int, device: torch.device, mask_documents: bool = False, context: Axis = ALONE
+    ) -> "Inputs":
         """The micro-batch with what `depths` MTP modules need."""
+        if context.size > 1:
+            return _spread_inputs(batch, depths, device, mask_documents, context)
         segments = torch.from_numpy(batch.segments).to(device)
-        return Inputs(
-            *(torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.weights)),
-            further=tuple(torch.from_numpy(further_weights(batch, d + 1)).to(device) for d in range(depths)),
-            positions=torch.from_numpy(batch.positions).to(device) if mask_documents else None,
-            mask=document_mask(segments) if mask_documents else None,
-            valid=(segments >= 0).float() if (batch.segments < 0).any() else None,
+        tokens, targets, weights = (
+            torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.weights)
         )
+        positions = torch.from_numpy(batch.positions).to(device) if mask_documents else None
+        mask = document_mask(segments) if mask_documents else None
+        valid = (segments >= 0).float() if (batch.segments < 0).any() else None
+        further = tuple(
+            Inputs(
+                tokens=tokens[:, d:],
+                targets=targets[:, d:],
+                weights=torch.from_numpy(further_weights(batch, d)).to(device),
+                # a joined state belongs to the document of its hidden state, not to that of the token further on
+                positions=None if positions is None else positions[:, :-d],
+                mask=None if mask is None else mask[:, :-d, :-d],
+                valid=None if valid is None else valid[:, d:],
+            )
+            for d in range(1, depths + 1)
+        )
+        return Inputs(tokens, targets, weights, positions, mask, valid, further)
+
+
+def _spread_inputs(batch: Batch, depths: int, device: torch.device, mask_documents: bool, context: Axis) -> Inputs:
+    """The places that this process holds of rows that all of `context` know whole.
+
+    Rows are filled up until they divide into pieces. Places from which an MTP depth looks beyond the row have a state
+    all the same, which no other sees and nothing counts.
+    """
+    rows, columns = batch.tokens.shape
+    length = -(-columns // (2 * context.size)) * 2 * context.size
+    places = places_of(length, context)
+
+    def held(array: NDArray[Any], fill: float = 0, ahead: int = 0) -> Tensor:
+        """The places held, each with what stands `ahead` of it, `fill` beyond the row."""
+        filled = np.full((rows, length), fill, array.dtype)
+        filled[:, : array.shape[1] - ahead] = array[:, ahead:]
+        return torch.from_numpy(filled)[:, places].to(device)
+
+    segments = torch.from_numpy(np.pad(batch.segments, ((0, 0), (0, length - columns)), constant_values=-1))
+    mask = document_mask(segments, places).to(device) if mask_documents else None
+    positions = held(batch.positions) if mask_documents else places.unsqueeze(0).to(device)
+    is_filled = length > columns or bool((batch.segments < 0).any())
+
+    def looking(ahead: int, weights: NDArray[np.float32], further: tuple[Inputs, ...] = ()) -> Inputs:
+        valid = (held(batch.segments, -1, ahead) >= 0).float() if is_filled or ahead else None
+        tokens, targets = held(batch.tokens, ahead=ahead), held(batch.targets, ahead=ahead)
+        return Inputs(tokens, targets, held(weights), positions, mask, valid, further, context)
+
+    further = tuple(looking(d, further_weights(batch, d)) for d in range(1, depths + 1))
+    return looking(0, batch.weights, further)
 
 
 def language_losses(
@@ -79,8 +132,11 @@ def language_losses(
     device: torch.device,
     mask_documents: bool = False,
 ) -> Losses:
-    """Next-token loss, MTP losses (V3 eq. 24-25) and sequence-wise balance loss (V3 eq. 17) of one micro-batch."""
-    inputs = Inputs.of(batch, len(model.mtp) if mtp_weight > 0 else 0, device, mask_documents)
+    """Next-token loss, MTP losses (V3 eq. 24-25) and sequence-wise balance loss (V3 eq. 17) of one micro-batch.
+
+    Where the model's rows are spread over processes, the losses are this one's: theirs add up to those of the rows.
+    """
+    inputs = Inputs.of(batch, len(model.mtp) if mtp_weight > 0 else 0, device, mask_documents, model.context)
     trace = RoutingTrace(valid=inputs.valid)
     hidden = model(inputs.tokens, positions=inputs.positions, mask=inputs.mask, trace=trace)
     return losses_behind(model, hidden, inputs, denominators, mtp_weight, trace)
@@ -100,20 +156,20 @@ def losses_behind(
     total = loss
     depths = len(inputs.further)
     for depth, further in enumerate(inputs.further, 1):
+        hidden = hidden[:, : further.tokens.shape[1]]
         hidden = model.predict_further(
             depth - 1,
-            hidden[:, :-1],
-            inputs.tokens[:, depth:],
-            # a joined state belongs to the document of its hidden state, not to that of the token further on
-            positions=None if inputs.positions is None else inputs.positions[:, :-depth],
-            mask=None if inputs.mask is None else inputs.mask[:, :-depth, :-depth],
-            trace=trace,
+            hidden,
+            further.tokens,
+            positions=further.positions,
+            mask=further.mask,
+            trace=trace.counting(further.valid),
         )
-        loss, draft = _weighted_loss(model, hidden, inputs.targets[:, depth:], further, denominators.further[depth - 1])
+        loss, draft = _weighted_loss(model, hidden, further.targets, further.weights, denominators.further[depth - 1])
         total = total + mtp_weight / depths * loss
         parts["loss_mtp"] = parts.get("loss_mtp", 0) + loss.detach() / depths
         if depth == 1:
-            agree = ((draft == best[:, 1:]) & (further > 0)).sum()
+            agree = ((draft == _one_on(best, inputs.context)) & (further.weights > 0)).sum()
             parts["mtp_acceptance"] = agree / denominators.further[0]
     if trace.balance:
         balance = torch.stack(trace.balance).sum() * (inputs.tokens.shape[0] / denominators.rows)
@@ -123,10 +179,19 @@ def losses_behind(
     return Losses(total, parts, trace.loads)
 
 
-def document_mask(segments: Tensor) -> Tensor:
-    """(B, T, T), True where a token may see another: not later, and in the same document."""
+def document_mask(segments: Tensor, places: Tensor | None = None) -> Tensor:
+    """(B, T, S), True where a token may see another: not later, and in the same document; T are all places, or some."""
     time = torch.arange(segments.shape[1], device=segments.device)
-    return (segments.unsqueeze(2) == segments.unsqueeze(1)) & (time.unsqueeze(1) >= time)
+    queries, places = (segments, time) if places is None else (segments[:, places], places)
+    return (queries.unsqueeze(2) == segments.unsqueeze(1)) & (places.unsqueeze(1) >= time)
+
+
+def _one_on(best: Tensor, context: Axis) -> Tensor:
+    """What stands one place on in the row: without the last place in a whole one, -1 there in one that is spread."""
+    if context.size == 1:
+        return best[:, 1:]
+    shifted = torch.nn.functional.pad(whole_rows(best, context, "guesses")[:, 1:], (0, 1), value=-1)
+    return shifted[:, places_of(shifted.shape[1], context).to(best.device)]
 
 
 def _weighted_loss(

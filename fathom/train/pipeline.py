@@ -191,7 +191,7 @@ def task_of(
 ) -> Task:
     """A step's work on the device."""
     depths = model_config.num_nextn_predict_layers if mtp_weight > 0 else 0
-    inputs = [Inputs.of(batch, depths, world.device, mask_documents) for batch in batches]
+    inputs = [Inputs.of(batch, depths, world.device, mask_documents, world.mesh.context) for batch in batches]
     return Task(inputs, denominators, mtp_weight, dtype)
 
 

@@ -178,6 +178,9 @@ def write_training(run: Run, steps: int, rng: random.Random) -> None:
             )
             if step % 20 == 0:
                 run.append_metrics(stage, step, validation_loss=loss + 0.1)
+    ranks = [{"compute": 0.1, "communication": 0.02 * rank, "bubble": 0.0, "data": 0.001} for rank in range(2)]
+    forecast = {"devices": 2, "slots": 6, "before": 0.31, "after": 0.12, "hindsight": 0.04}
+    run.append_metrics("sft", steps, breakdown=ranks, placement=forecast)
 
 
 def write_samples(run: Run) -> None:

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from fathom.report.charts import Bar, Line, draw_bars, draw_heat_map, draw_lines, moving_mean
+from fathom.report.charts import Bar, Line, draw_bars, draw_heat_map, draw_lines, draw_stacks, moving_mean
 
 
 def texts(svg: str) -> list[str]:
@@ -77,3 +77,18 @@ def test_fuller_cells_are_darker() -> None:
     strengths = [float(value) for value in re.findall(r"fill: var\(--series-1\); fill-opacity: ([\d.]+)", svg)]
     assert np.argsort(strengths).tolist() == [0, 2, 3, 1]
     assert {"10 %", "90 %", "40 %", "60 %", "layer 0", "layer 1"} <= set(texts(svg))
+
+
+def test_parts_of_a_stack_are_as_long_as_their_values() -> None:
+    svg = draw_stacks("parts", "T", ["rank 0", "rank 1"], {"work": [3.0, 1.0], "wait": [0.5, 2.5]}, "milliseconds")
+    work = filled_widths(svg, "var(--series-1)")[:2]
+    assert work[1] == pytest.approx(work[0] / 3, rel=1e-3)
+    assert filled_widths(svg, "var(--series-2)")[:2] == pytest.approx([work[1] / 2, 2.5 * work[1]], rel=1e-3)
+    assert {"rank 0", "rank 1", "work", "wait", "milliseconds"} <= set(texts(svg))
+
+
+def test_named_columns_are_shown_in_part() -> None:
+    svg = draw_heat_map("loads", "T", np.ones((2, 12)), ["a", "b"], [f"{step}" for step in range(100, 112)], "step")
+    shown = texts(svg)
+    assert [name for name in shown if name.startswith("1")] == ["100", "102", "104", "106", "108", "110"]
+    assert "step" in shown and "100 %" not in shown

@@ -5,7 +5,9 @@ import math
 import pytest
 
 from fathom.config import ModelConfig, MoEConfig
-from fathom.report.figures import expert_figures, loss_figures, mtp_figures, reward_figures, series
+from fathom.report.experts import expert_figures, placement_cards
+from fathom.report.figures import loss_figures, mtp_figures, reward_figures, series
+from fathom.report.processes import process_figures
 from fathom.report.units import MISSING
 
 
@@ -58,3 +60,45 @@ def test_expert_shares_name_their_layers() -> None:
 def test_balance_is_drawn_for_any_stage(stage: str) -> None:
     (figure,) = expert_figures({stage: steps(3, max_vio=0.5)}, ModelConfig())
     assert figure.rows[-1] == ["3", "0.5"]
+
+
+def test_loads_over_time_are_multiples_of_the_mean() -> None:
+    model = ModelConfig(num_hidden_layers=1, num_nextn_predict_layers=0)
+    shares = [[[0.25, 0.25, 0.25, 0.25]], [[0.5, 0.25, 0.125, 0.125]], [[0.7, 0.1, 0.1, 0.1]]]
+    records = [{"step": 10 * n, "expert_shares": layers} for n, layers in enumerate(shares, 1)]
+    figure = expert_figures({"pretrain": records}, model)[-1]
+    assert figure.columns == ["", "step 10", "step 20", "step 30"]
+    assert figure.rows[0] == ["layer 0, expert 0", "1", "2", "2.8"]
+    assert figure.rows[3] == ["layer 0, expert 3", "1", "0.5", "0.4"]
+
+
+def test_of_many_experts_the_least_even_layers_are_drawn() -> None:
+    model = ModelConfig(num_hidden_layers=4, num_nextn_predict_layers=0)
+    shares = [[1 / 40] * 40, [2 / 40] * 20 + [0.0] * 20, [1 / 40] * 40, [1 / 40] * 40]
+    records = [{"step": step, "expert_shares": shares} for step in range(1, 100)]
+    figure = expert_figures({"pretrain": records}, model)[-1]
+    assert {row[0].split(",")[0] for row in figure.rows} == {"layer 1"}
+    assert "Of 4 layers the 1 least even" in figure.caption
+
+
+def test_the_last_forecast_makes_the_cards() -> None:
+    forecast = {"devices": 4, "slots": 12, "before": 0.5, "after": 0.25, "hindsight": 0.1}
+    records = [{"step": 1, "placement": {**forecast, "before": 0.9}}, {"step": 2, "placement": forecast}, {"step": 3}]
+    before, after = placement_cards({"sft": records})
+    assert "4 devices" in before.label and before.value.startswith("+50")
+    assert after.value.startswith("+25") and "12 slots" in after.lines[0]
+    assert placement_cards({"sft": [{"step": 1}]}) == []
+
+
+def test_a_breakdown_is_the_median_step_of_every_process() -> None:
+    def breakdown(scale: float) -> list[dict[str, float]]:
+        first = {"compute": 0.1 * scale, "communication": 0.02, "bubble": 0.0, "data": 0.005}
+        return [first, {**first, "communication": 0.04}]
+
+    records = [{"step": step, "breakdown": breakdown(scale)} for step, scale in enumerate((1, 2, 30), 1)]
+    (figure,) = process_figures({"pretrain": [{"step": 0}, *records]})
+    assert figure.columns[1:] == ["compute", "exposed communication", "pipeline bubble", "data wait", "step"]
+    assert figure.rows == [
+        ["rank 0", "200.0", "20.0", "0.0", "5.0", "225.0"],
+        ["rank 1", "200.0", "40.0", "0.0", "5.0", "245.0"],
+    ]

@@ -62,7 +62,7 @@ def test_figures_shown_are_the_figures_recorded(report: Path) -> None:
     assert page.open == []
     assert list(page.sections) == [
         *("header", "result", "training", "reinforcement", "transcripts"),
-        *("experts", "mtp", "limits", "cost", "ledger"),
+        *("experts", "processes", "mtp", "limits", "cost", "ledger"),
     ]
     result, cost, ledger = (page.sections[name] for name in ("result", "cost", "ledger"))
     assert "On 500 held-out problems its sampled accuracy went from 26.3 % to 83.0 %" in page.sections["header"]
@@ -96,7 +96,7 @@ def test_ids_are_unique(report: Path) -> None:
 
 def test_every_chart_has_a_name_and_a_table(report: Path) -> None:
     charts = re.findall(r'<figure class="chart">.*?</figure>', report.read_text(), re.DOTALL)
-    assert len(charts) == 10
+    assert len(charts) == 12
     for chart in charts:
         title = re.search(r'role="img" aria-labelledby="([^"]+)"><title id="\1">([^<]+)</title>', chart)
         assert title and f"<h3>{title.group(2)}</h3>" in chart

@@ -187,7 +187,7 @@ def _check_validation(pipeline: Pipeline, world: World) -> None:
     wanted = sum(float(_losses(model, denominators, 0.0, batch).parts["loss_main"]) for batch in batches)
     task = task_of(batches, pipeline.config, denominators, 0.0, world, mask_documents=True)
     pipeline.evaluate(task)
-    parts, _ = collect(task, pipeline.config, world.device, (pipeline.axis,))
+    parts, _ = collect(task, pipeline.config, world.device, (pipeline.axis, world.mesh.context))
     assert float(parts["loss_main"]) == pytest.approx(wanted, rel=1e-5)
 
 
@@ -242,6 +242,8 @@ FOUR = [
     (ParallelConfig(pipeline=2, data=2, schedule="zbv"), MODEL, 1, WEIGHT),
     (ParallelConfig(pipeline=2, expert=2), MODEL, 1, WEIGHT),
     (ParallelConfig(pipeline=2, expert=2, schedule="dualpipev", recompute="selective"), MODEL, 1, WEIGHT),
+    (ParallelConfig(pipeline=2, context=2), MODEL, 2, WEIGHT),
+    (ParallelConfig(pipeline=2, context=2, schedule="dualpipev"), MODEL, 1, WEIGHT),
     (ParallelConfig(pipeline=2, shard=2), MODEL, 1, WEIGHT),
     (ParallelConfig(pipeline=2, shard=2, expert=2, schedule="dualpipev"), MODEL, 1, WEIGHT),
 ]

@@ -1,0 +1,127 @@
+"""Weak scaling: as many rows on every process, more processes; speed of each, and what it sends beside the formula."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from fathom.bench.peers import require_peer
+from fathom.bench.rounds import describe_conditions
+from fathom.bench.shape import SHAPE, describe_shape, random_tokens
+from fathom.config import ModelConfig, OptimizerConfig, ParallelConfig
+from fathom.model import Transformer
+from fathom.model.parallelize import parallelize
+from fathom.parallel.mesh import build_mesh
+from fathom.parallel.world import World, is_torchrun, launch
+from fathom.plan.count import main_parameters
+from fathom.plan.traffic import data_bytes, expert_bytes, shard_bytes
+from fathom.text.packing import Batch
+from fathom.train.loss import Denominators, language_losses
+from fathom.train.step import Rates, StepReport, TrainState, train_step
+
+log = logging.getLogger(__name__)
+
+RANKS = (1, 2, 4)
+ROWS, SEQ_LEN, STEPS = 8, 128, 5  # rows of each process
+KINDS = ("data", "shard", "expert")
+OPTIMIZER = OptimizerConfig(lr=1e-3)
+
+
+def main(
+    peer: str,
+    config: ModelConfig = SHAPE,
+    ranks: Sequence[int] = RANKS,
+    rows: int = ROWS,
+    seq_len: int = SEQ_LEN,
+    steps: int = STEPS,
+) -> dict[str, Any]:
+    """Tokens/s of every process and bytes a step that it sends, for replicas, shards (ZeRO-1) and spread experts.
+
+    Processes are started here, on the CPU; under torchrun those that it started are measured, on GPUs where there are
+    some. A step is forward, backward, clipping and AdamW in float32.
+    """
+    require_peer("scale", peer, "none")
+    conditions = describe_conditions()
+    if is_torchrun():
+        sizes, device = (int(os.environ["WORLD_SIZE"]),), "auto"
+    else:
+        sizes, device = tuple(ranks), "cpu"
+    table: list[dict[str, Any]] = []
+    for size in sizes:
+        table += launch(size, device, measure, config, rows, seq_len, steps)
+    return {"bench": "scale", "model": describe_shape(config), "rows": rows, "seq_len": seq_len, "table": table} | (
+        conditions
+    )
+
+
+def measure(world: World, config: ModelConfig, rows: int, seq_len: int, steps: int) -> list[dict[str, Any]]:
+    """A line for every kind of parallelism over all processes; alone there is one line."""
+    lines: list[dict[str, Any]] = []
+    for kind in KINDS if world.size > 1 else ("alone",):
+        ways = world.size
+        layout = {"shard": ParallelConfig(shard=ways), "expert": ParallelConfig(expert=ways)}.get(
+            kind, ParallelConfig()
+        )
+        spread = replace(world, mesh=build_mesh(layout, ways, world.device), layout=layout)
+        seconds, report = _train(spread, config, rows, seq_len, steps)
+        sent = [sum(of_rank.values()) for of_rank in world.gather(report.sent)]  # pyright: ignore
+        line = {
+            "kind": kind,
+            "ranks": ways,
+            "device": world.device.type,
+            "tokens_per_s_per_rank": round(rows * seq_len / seconds),
+            "bytes_sent_per_rank": round(sum(sent) / ways),
+            "bytes_by_formula": round(formula(kind, config, rows * seq_len, ways, report)),
+        }
+        log.info("%s", ", ".join(f"{name} {value}" for name, value in line.items()))
+        lines.append(line)
+    return lines
+
+
+def formula(kind: str, config: ModelConfig, tokens: int, ways: int, report: StepReport) -> float:
+    """Bytes that a process sends in a step: gradients, weights and tokens, and one message of losses and loads."""
+    moe = config.moe
+    layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    trained = main_parameters(config) - layers * moe.n_routed_experts * moe.has_selection_bias
+    routed = layers * moe.n_routed_experts * 3 * config.hidden_size * moe.moe_intermediate_size
+    sums = len(report.parts) + report.loads.numel()
+    match kind:
+        case "data":
+            return data_bytes(trained + sums, ways)
+        case "shard":
+            return shard_bytes(trained, ways) + data_bytes(sums, ways)
+        case "expert":
+            return data_bytes(trained - routed + sums, ways) + expert_bytes(config, tokens, ways)
+        case _:
+            return 0
+
+
+def _train(world: World, config: ModelConfig, rows: int, seq_len: int, steps: int) -> tuple[float, StepReport]:
+    """Median seconds of a step behind the first, and the last step's report."""
+    model = Transformer(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    state = TrainState.start(parallelize(model.to(world.device), world), OPTIMIZER)
+    tokens = random_tokens(config.vocab_size, rows * world.size, seq_len + 1).chunk(world.size)[world.rank].numpy()
+    places = np.broadcast_to(np.arange(seq_len), (rows, seq_len))
+    ones, segments = np.ones((rows, seq_len), np.float32), np.zeros((rows, seq_len), np.int64)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], ones, places, segments)
+    denominators = Denominators.of([batch], 0, world)
+    rates = Rates(lr=OPTIMIZER.lr, clip_norm=OPTIMIZER.clip_norm, bias_speed=1e-3)
+
+    def step() -> tuple[float, StepReport]:
+        world.barrier()
+        began = time.perf_counter()
+        report = train_step(
+            state, [batch], lambda b: language_losses(model, b, denominators, 0.0, world.device), rates, world
+        )  # ends with reading the losses, which waits for a GPU
+        return time.perf_counter() - began, report
+
+    step()
+    measured = [step() for _ in range(steps)]
+    return median(seconds for seconds, _ in measured), measured[-1][1]
