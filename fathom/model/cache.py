@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fathom.config import ModelConfig
 from fathom.kernels.attention import latent_attention, paged_latent_attention
+from fathom.model.prompts import RowSlots
 
 
 class LatentCache:
@@ -174,7 +175,7 @@ class PagedSlots:
         return pages
 
 
-Slots = CacheSlots | PagedSlots
+Slots = CacheSlots | PagedSlots | RowSlots
 
 
 def cached_layers(config: ModelConfig) -> int:
