@@ -10,6 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -482,7 +483,18 @@ def _stage_base(flags: list[str]) -> Config:
         name = read_toml(Path(toml)).get("preset")
     if name is None and out and (Path(out) / "config.json").exists():
         return Run(out).config
-    return preset(str(name or "laptop"))
+    base = preset(str(name or "laptop"))
+    init = _value_of(flags, "init")
+    return _on_base(base, Path(init)) if init and name is None else base
+
+
+def _on_base(base: Config, init: Path) -> Config:
+    """`base` for the model of the checkpoint that --init names, to which questions are put in words."""
+    from fathom.checkpoint.find import find_checkpoint
+    from fathom.checkpoint.hub import read_config
+
+    task = replace(base.task, prompt=base.task.prompt or "words")
+    return replace(base, preset="init", model=read_config(find_checkpoint(init)), task=task, workers=1)
 
 
 def _plan_base(flags: list[str]) -> Config:

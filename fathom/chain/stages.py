@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from fathom.chain.base import base_model, begins_with_base, weights_file_hash
 from fathom.chain.data import open_text, prepare_text, solved_path, solved_problems, validation_batches
 from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
+from fathom.checkpoint.find import find_checkpoint
 from fathom.checkpoint.state import checkpoint_path, list_checkpoints, load_weights, weights_hash
 from fathom.config import Config, TrainConfig
 from fathom.eval.scores import require_samples, score_at
@@ -145,7 +147,7 @@ def fine_tune(
         "task": config.task,
         "seed": config.seed,
         "processes": world.size,
-        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+        "weights": hash_of_stage(config, run, source) if world.is_main else None,
     }
     output = checkpoint_path(run.checkpoint_dir(stage), train.steps)
     return run_stage(run, world, config, stage, inputs, work, output, start_over)
@@ -153,7 +155,8 @@ def fine_tune(
 
 def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
     """Reinforcement learning on the task, from the cold start or, as R1-Zero, from the pretrained model."""
-    source = "sft" if config.cold_start else "pretrain"
+    cold = config.cold_start and (not begins_with_base(config, run) or run.read_ledger("sft"))
+    source = "sft" if cold else "pretrain"
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -177,7 +180,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
         "task": config.task,
         "seed": config.seed,
         "processes": world.size,
-        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+        "weights": hash_of_stage(config, run, source) if world.is_main else None,
     }
     output = checkpoint_path(run.checkpoint_dir("grpo"), config.grpo.steps)
     return run_stage(run, world, config, "grpo", inputs, work, output, start_over)
@@ -205,7 +208,7 @@ def evaluation(world: World, config: Config, run: Run, name: str, source: str) -
             "weights_hash": weights_hash(model),
         }
 
-    weights = last_line(run, source)["weights_hash"] if world.is_main else None
+    weights = hash_of_stage(config, run, source) if world.is_main else None
     return run_stage(run, world, config, name, evaluation_inputs(config, weights), work)
 
 
@@ -248,8 +251,7 @@ def speculation(world: World, config: Config, run: Run, source: str) -> Record:
             problems = distinct_problems(build(config.task), checked, EVALUATION_SEED)
             prompts = [render_prompt(tokenizer, problem.question) for problem in problems]
             model = model_of_stage(config, run, world, source)
-            stop = frozenset({tokenizer.eos_id})
-            report = speculate_greedy(model, prompts, stop, config.grpo.sampling.max_tokens)
+            report = speculate_greedy(model, prompts, tokenizer.stop_ids, config.grpo.sampling.max_tokens)
             tokens = sum(len(text) for text in report.texts)
             score = {
                 "equal": report.equal,
@@ -268,7 +270,7 @@ def speculation(world: World, config: Config, run: Run, source: str) -> Record:
         "checked": checked,
         "task": config.task,
         "sampling": config.grpo.sampling,
-        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+        "weights": hash_of_stage(config, run, source) if world.is_main else None,
     }
     return run_stage(run, world, config, "mtp_check", inputs, work)
 
@@ -293,13 +295,22 @@ def new_model(config: Config, world: World) -> Transformer:
 
 
 def model_of_stage(config: Config, run: Run, world: World, stage: str) -> Transformer:
-    """The model as the newest checkpoint of a stage left it."""
+    """The model as the newest checkpoint of a stage left it; before any pretraining it is that of `config.init`."""
+    if stage == "pretrain" and begins_with_base(config, run):
+        return base_model(config, world.device)
     checkpoints = list_checkpoints(run.checkpoint_dir(stage))
     if not checkpoints:
         raise ValueError(f"{run.path} holds no checkpoint of the stage {stage}; run `fathom {stage}` first")
     model = Transformer(config.model)
     load_weights(checkpoints[-1], model)
     return model.to(world.device)
+
+
+def hash_of_stage(config: Config, run: Run, stage: str) -> str:
+    """The hash of a finished stage's weights, or of the checkpoint in `config.init` before any pretraining."""
+    if stage == "pretrain" and begins_with_base(config, run):
+        return weights_file_hash(find_checkpoint(Path(config.init)))
+    return last_line(run, stage)["weights_hash"]
 
 
 def problems_hash(problems: Sequence[Problem]) -> str:

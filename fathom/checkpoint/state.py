@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fathom.checkpoint.hub import load_published, save_published
+from fathom.config import ModelConfig
 from fathom.config.published import to_published
 from fathom.model import Transformer
 
@@ -66,14 +67,19 @@ def load_weights(path: Path, model: Transformer) -> None:
     Compared is what a published config.json carries: how fast the selection bias moves, say, is not in it.
     """
     loaded = load_published(path)
-    found, wanted = to_published(loaded.config), to_published(model.config)
-    for field in wanted | found:
-        if found.get(field) != wanted.get(field):
+    require_same_config(path, loaded.config, model.config)
+    model.load_state_dict(loaded.state_dict())
+
+
+def require_same_config(path: Path, found: ModelConfig, wanted: ModelConfig) -> None:
+    """Raise ValueError with the first field in which a checkpoint differs from the config."""
+    theirs, ours = to_published(found), to_published(wanted)
+    for field in ours | theirs:
+        if theirs.get(field) != ours.get(field):
             raise ValueError(
-                f"{path} was made with {field}={found.get(field)}, but the config says {wanted.get(field)}; "
+                f"{path} was made with {field}={theirs.get(field)}, but the config says {ours.get(field)}; "
                 "use the config it was trained with, or name another --out"
             )
-    model.load_state_dict(loaded.state_dict())
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

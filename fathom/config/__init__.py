@@ -59,7 +59,7 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute precision; auto is float32 on a CPU
     workers: int = 2  # data-parallel processes on this machine, one thread each on a CPU
     cold_start: bool = True  # supervised fine-tuning on worked solutions before GRPO; False is R1-Zero (R1 2.2)
-    init: str = ""  # checkpoint directory to start from instead of fresh weights
+    init: str = ""  # checkpoint directory to start from instead of fresh weights, imported or of another run
     dollars_per_hour: float = 0.10  # price of this machine, for the report's cost
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
