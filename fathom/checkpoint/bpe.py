@@ -47,7 +47,9 @@ def byte_level_tokenizer(metadata: Mapping[str, Any]) -> str | None:
 def _pre_tokenizer(cut: str | None, parts_digits: bool) -> pre_tokenizers.PreTokenizer:
     if cut is None:
         words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]) if parts_digits else words
+        return (
+            pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]) if parts_digits else words
+        )
     split = pre_tokenizers.Split(Regex(cut), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
