@@ -19,6 +19,7 @@ from fathom.eval.scores import require_samples, score_at
 from fathom.eval.suite import Answer, evaluate, random_play, tried
 from fathom.infer.speculate import speculate_greedy
 from fathom.model import Transformer
+from fathom.model.lora import adapt
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
 from fathom.rl.loop import train_grpo
@@ -122,6 +123,11 @@ def fine_tune(
 ) -> Record:
     """Supervised training on worked solutions from the weights of stage `source`; `skip` batches lie behind."""
     require_divisible(train, world)
+    if config.lora.rank and train.precision == "fp8":
+        raise ValueError(
+            f"lora.rank={config.lora.rank} trains beside weights that {stage}.precision=fp8 would requantise at every "
+            "step; choose one of the two"
+        )
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -137,13 +143,14 @@ def fine_tune(
             rank=world.rank,
             world=world.size,
         )
-        model = model_of_stage(config, run, world, source)
+        model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
         place = Place(run, stage, world, compute_dtype(config, world), notify)
         train_language(place, train, model, lambda step, rows: loader.batch(skip + step, rows))
         return training_record(run, stage, model, train, file_hash(solved_path(config, run, tokenizer)))
 
     inputs: dict[str, object] = {
         "train": train,
+        **({"lora": config.lora} if config.lora.rank else {}),
         "task": config.task,
         "seed": config.seed,
         "processes": world.size,
@@ -155,12 +162,17 @@ def fine_tune(
 
 def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
     """Reinforcement learning on the task, from the cold start or, as R1-Zero, from the pretrained model."""
+    if config.lora.rank and config.grpo.objective.advantage == "gae":
+        raise ValueError(
+            f"lora.rank={config.lora.rank} does not go with a critic, whose whole model is trained; choose another "
+            "objective, such as dr_grpo, or lora.rank=0"
+        )
     cold = config.cold_start and (not begins_with_base(config, run) or run.read_ledger("sft"))
     source = "sft" if cold else "pretrain"
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
-        model = model_of_stage(config, run, world, source)
+        model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
         place = Place(run, "grpo", world, compute_dtype(config, world), notify)
         train_grpo(place, config.grpo, model, build(config.task), tokenizer, config.seed)
         lines = run.read_metrics("grpo")
@@ -177,6 +189,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
 
     inputs: dict[str, object] = {
         "grpo": config.grpo,
+        **({"lora": config.lora} if config.lora.rank else {}),
         "task": config.task,
         "seed": config.seed,
         "processes": world.size,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fathom.config.checks import require_choice, require_positive
+from fathom.config.lora import LoRAConfig
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
 from fathom.config.objective import ObjectiveConfig
 from fathom.config.parallel import ParallelConfig
@@ -19,6 +20,7 @@ __all__ = [
     "CriticConfig",
     "EvalConfig",
     "GRPOConfig",
+    "LoRAConfig",
     "MoEConfig",
     "ModelConfig",
     "ObjectiveConfig",
@@ -63,6 +65,7 @@ class Config:
     dollars_per_hour: float = 0.10  # price of this machine, for the report's cost
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     text: TextConfig = field(default_factory=TextConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     pretrain: TrainConfig = field(default_factory=TrainConfig)

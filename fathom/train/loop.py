@@ -9,6 +9,7 @@ import torch
 from fathom.checkpoint.state import list_checkpoints, load_state, load_weights, save_checkpoint
 from fathom.config import TrainConfig
 from fathom.model import Transformer
+from fathom.model.lora import restore, trained_parameters
 from fathom.model.precision import fp8_layers, use_fp8
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
@@ -162,6 +163,9 @@ def resume(place: Place, state: TrainState) -> TrainState:
             parts.setdefault(kind, {})[rest] = tensor.to(place.world.device)
         load_optimizer_tensors(state.optimizer, parts.pop("optimizer"))
         state.copies = {kind: [copy[str(i)] for i in range(len(copy))] for kind, copy in parts.items()}
+        if "lora" in state.copies:
+            restore(state.model, state.copies["lora"])
+            state.copies["lora"] = [parameter.data for parameter in trained_parameters(state.model)]
         state.step, state.fallbacks = values["step"], values.get("fallbacks", {})
     if place.world.is_main:
         place.run.truncate_metrics(place.stage, state.step)

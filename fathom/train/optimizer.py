@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fathom.config import OptimizerConfig
 from fathom.kernels.optimizer import adamw_
+from fathom.model.lora import trained_parameters
 
 
 class LowMomentAdamW(torch.optim.Optimizer):
@@ -43,8 +44,8 @@ class LowMomentAdamW(torch.optim.Optimizer):
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over all parameters; norms and biases (one dimension) are not decayed."""
-    parameters = list(model.parameters())
+    """AdamW over all parameters or, where there are adapters, theirs; norms and biases (one dimension) do not decay."""
+    parameters = trained_parameters(model)
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

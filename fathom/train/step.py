@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fathom.config import OptimizerConfig
 from fathom.model import Transformer, update_selection_bias
+from fathom.model.lora import adapters, merge, trained_parameters
 from fathom.parallel.world import World
 from fathom.train.loss import Losses
 from fathom.train.microscope import Fallback
@@ -49,6 +50,13 @@ class TrainState:
     @staticmethod
     def start(model: Transformer, config: OptimizerConfig) -> "TrainState":
         state = TrainState(model, build_optimizer(config, model))
+        if adapters(model):
+            state.copies["lora"] = [parameter.data for parameter in trained_parameters(model)]
+
+            def after(*_: object) -> None:
+                merge(model)
+
+            state.optimizer.register_step_post_hook(after)
         if config.ema_decay:
             state.keep_copy("ema")
         return state
@@ -91,7 +99,7 @@ def train_step(
     cut into micro-batches or processes. Every process brings at least one micro-batch, if only of weight zero.
     """
     model = state.model
-    parameters = list(model.parameters())
+    parameters = trained_parameters(model)
     parts: dict[str, Tensor] = {}
     loads: list[Tensor] = []
     for micro_batch in micro_batches:
@@ -112,7 +120,9 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = rates.lr
     state.optimizer.step()
-    torch.autograd.graph.increment_version(parameters)  # fused AdamW does not, and FP8 codes are kept by version
+    torch.autograd.graph.increment_version(
+        list(model.parameters())
+    )  # fused AdamW does not, and FP8 codes are kept by version
     state.optimizer.zero_grad(set_to_none=False)  # one buffer a gradient for the whole run
     stacked = torch.stack(loads) if loads else torch.zeros(0, 0)
     if rates.bias_speed and loads:

@@ -1,6 +1,7 @@
 """Runs that begin with a published model: its tokenizer, its words, its weights."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,17 @@ from fathom.chain import verbs
 from fathom.checkpoint.hub import export_checkpoint, load_published, save_published
 from fathom.checkpoint.state import weights_hash
 from fathom.checkpoint.tokenizer import write_tokenizer_config
-from fathom.config import AttentionConfig, Config, GRPOConfig, ModelConfig, MoEConfig, SamplingConfig, TrainConfig
+from fathom.config import (
+    AttentionConfig,
+    Config,
+    GRPOConfig,
+    LoRAConfig,
+    ModelConfig,
+    MoEConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from fathom.config.objectives import named_objective
 from fathom.config.task import TaskConfig
 from fathom.infer.speaker import load_speaker
 from fathom.model import Transformer
@@ -97,6 +108,28 @@ def test_reinforcement_may_begin_at_the_published_weights(tmp_path: Path) -> Non
     save_published(changed, base)
     with pytest.raises(ValueError, match="began its stage grpo with other settings"):
         verbs.grpo(config_for(base), run, resume=True)
+
+
+def test_adapters_are_resumed_to_the_bit_and_saved_as_whole_weights(tmp_path: Path) -> None:
+    base = publish(tmp_path / "base")
+    config = replace(config_for(base), lora=LoRAConfig(rank=4))
+    config = replace(config, sft=replace(config.sft, steps=4, save_every=2))
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    verbs.sft(config, whole, resume=False)
+    verbs.sft(config, broken, resume=False)
+    shutil.rmtree(broken.checkpoint_dir("sft") / "step_000004")  # as if it had ended before
+    broken.truncate_metrics("sft", after_step=2)
+    (broken.path / "ledger.jsonl").write_text((broken.path / "ledger.jsonl").read_text().splitlines()[0] + "\n")
+    verbs.sft(config, broken, resume=True)
+    ends = [load_published(run.checkpoint_dir("sft") / "step_000004") for run in (whole, broken)]
+    start = load_published(base)
+    assert weights_hash(ends[0]) == weights_hash(ends[1])
+    assert torch.equal(ends[0].embedding.weight, start.embedding.weight)
+    assert not torch.equal(ends[0].layers[0].attention.q_proj.weight, start.layers[0].attention.q_proj.weight)  # pyright: ignore
+    verbs.grpo(config, whole, resume=False)
+    gae = replace(config.grpo, objective=named_objective("ppo"))
+    with pytest.raises(ValueError, match="does not go with a critic"):
+        verbs.grpo(replace(config, grpo=gae), broken, resume=False)
 
 
 def test_tags_and_the_models_own_entries_in_a_question_stay_text(tmp_path: Path) -> None:
