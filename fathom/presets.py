@@ -12,6 +12,7 @@ from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeCon
 from fathom.config.objectives import named_objective
 from fathom.config.rl import GRPOConfig, RewardConfig
 from fathom.config.sampling import SamplingConfig
+from fathom.config.task import TaskConfig
 from fathom.config.train import OptimizerConfig, ScheduleConfig
 
 
@@ -380,6 +381,41 @@ SMALL_RUN = replace(  # one GPU, some 20 tokens a parameter; V2-Lite's rate
     ),
 )
 
+# TinyZero's task, distribution and rate (its scripts); groups compared with one another, where TinyZero has a critic
+TINYZERO = replace(
+    _published("tinyzero", _qwen2(36, 2048, 11_008, 16, 2, context=32_768)),
+    cold_start=False,
+    workers=1,
+    # nothing is pretrained: it is what one step of the reinforcement trains, for the planner
+    pretrain=TrainConfig(
+        steps=400,
+        batch_rows=512,
+        micro_batch_rows=4,
+        seq_len=1280,
+        optimizer=OptimizerConfig(lr=1e-6, weight_decay=0.0, moments="bfloat16"),
+    ),
+    task=TaskConfig(
+        numbers=4,
+        fewest_numbers=3,
+        max_number=99,
+        max_target=99,
+        operators="+-*/",
+        prompt="words",
+        held_out_share=0.125,
+    ),
+    grpo=GRPOConfig(
+        steps=400,
+        prompts=64,
+        group=8,
+        micro_batch_rows=4,
+        save_every=50,
+        reward=RewardConfig(format=0.1),
+        sampling=SamplingConfig(max_tokens=1024),
+        optimizer=OptimizerConfig(lr=1e-6, weight_decay=0.0, moments="bfloat16"),
+        schedule=ScheduleConfig(warmup_steps=5, decay="constant"),
+    ),
+)
+
 PRESETS: dict[str, Config] = {
     config.preset: config
     for config in (
@@ -388,6 +424,7 @@ PRESETS: dict[str, Config] = {
         replace(LAPTOP, preset="laptop-mul", task=replace(LAPTOP.task, operators="+-*")),
         replace(LAPTOP, preset="laptop-four", task=replace(LAPTOP.task, numbers=4)),
         SMALL_RUN,
+        TINYZERO,
         _published("moonlight", MOONLIGHT),
         _published("v2_lite", V2_LITE, V2_LITE_PRETRAIN),
         _published("v2", V2, V2_PRETRAIN),
