@@ -249,17 +249,20 @@ def export(
     dtype: Annotated[
         Literal["float32", "bfloat16", "fp8"], arg(help="fp8: e4m3 in blocks of 128 x 128, the form V3 came in")
     ] = "float32",
+    workers: Annotated[int, arg(help="processes that share the files out; under torchrun it counts them itself")] = 1,
 ) -> None:
     """Write a model as transformers, vLLM and SGLang load it.
 
-    Sharded safetensors under the published names, with config.json and the tokenizer.
+    Sharded safetensors under the published names, with config.json and the tokenizer. A process reads and writes one
+    tensor at a time, also from a checkpoint that many processes wrote.
 
     Example: fathom export runs/laptop hub/laptop --dtype bfloat16
     """
     from fathom.checkpoint import hub
     from fathom.checkpoint.find import find_checkpoint
+    from fathom.parallel.world import launch
 
-    hub.export_checkpoint(find_checkpoint(run), out, dtype)
+    launch(workers, "cpu", hub.export_in_world, find_checkpoint(run), out, dtype)
 
 
 def import_(

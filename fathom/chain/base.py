@@ -9,7 +9,7 @@ import torch
 from fathom.chain.stage import Record, file_hash, run_stage
 from fathom.checkpoint.find import find_checkpoint
 from fathom.checkpoint.hub import load_published, read_config
-from fathom.checkpoint.state import require_same_config
+from fathom.checkpoint.state import require_config
 from fathom.checkpoint.tokenizer import FILES, published_stops, tokenizer_file
 from fathom.config import Config
 from fathom.infer.speaker import knows_template
@@ -46,7 +46,7 @@ def adopt(world: World, config: Config, run: Run) -> Record:
 def base_model(config: Config, device: torch.device) -> Transformer:
     """The model of the checkpoint in `config.init`, which must be the one that the config describes."""
     source = find_checkpoint(Path(config.init))
-    require_same_config(source, read_config(source), config.model)
+    require_config(source, config.model)
     return load_published(source, device=device)
 
 

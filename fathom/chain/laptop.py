@@ -21,7 +21,7 @@ def run(config: Config, out: Path) -> None:
     directory = Run(out)
     with directory.lock():
         directory.write_config(config)
-        launch(config.workers, config.device, run_stages, config, out)
+        launch(config.workers, config.device, run_stages, config, out, layout=config.parallel)
 
 
 def run_stages(world: World, config: Config, out: Path) -> None:

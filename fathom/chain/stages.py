@@ -14,14 +14,18 @@ from fathom.chain.data import open_text, prepare_text, solved_path, solved_probl
 from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
 from fathom.checkpoint.find import find_checkpoint
 from fathom.checkpoint.state import checkpoint_path, list_checkpoints, load_weights, weights_hash
-from fathom.config import Config, TrainConfig
+from fathom.config import Config, ModelConfig, TrainConfig
 from fathom.eval.scores import require_samples, score_at
 from fathom.eval.suite import Answer, evaluate, random_play, tried
 from fathom.infer.speculate import speculate_greedy
 from fathom.model import Transformer
 from fathom.model.lora import adapt
+from fathom.model.parallelize import gathered
+from fathom.parallel.mesh import replicas
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
+from fathom.plan.hardware import HARDWARE, Devices
+from fathom.plan.layout import Layout, check
 from fathom.rl.loop import train_grpo
 from fathom.runs import Run
 from fathom.tasks import Countdown, Problem, build, distinct_problems
@@ -63,8 +67,8 @@ def tokenize(world: World, config: Config, run: Run, start_over: bool = True) ->
 
 def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
     """Next-token training on the mixture of text and worked arithmetic."""
-    train = config.pretrain
-    require_divisible(train, world)
+    train, rows = config.pretrain, world.rows
+    require_layout("pretrain", train, config.model, world)
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -74,18 +78,18 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, sta
         )
         first_rows = [0]
         for step in range(train.steps):
-            rows = schedule.batch_rows(train.schedule, train.batch_rows, step, train.steps, world.size)
-            first_rows.append(first_rows[-1] + rows)
+            count = schedule.batch_rows(train.schedule, train.batch_rows, step, train.steps, rows.size)
+            first_rows.append(first_rows[-1] + count)
 
-        def batch_of(step: int, rows: int) -> Batch:
-            share = rows // world.size
-            return loader.rows(first_rows[step] + world.rank * share, share)
+        def batch_of(step: int, count: int) -> Batch:
+            share = count // rows.size
+            return loader.rows(first_rows[step] + rows.rank * share, share)
 
-        kept = validation_batches(shards.validation, 64, train.seq_len, world.rank, world.size)
+        kept = validation_batches(shards.validation, 64, train.seq_len, rows.rank, rows.size)
         model = new_model(config, world)
-        place = Place(run, "pretrain", world, compute_dtype(config, world), notify)
-        train_language(place, train, model, batch_of, kept, config.text.mask_documents)
-        return training_record(run, "pretrain", model, train, last_line(run, "tokenize")["data_hash"])
+        place = Place(run, "pretrain", world, compute_dtype(config, world), notify, config.resilience)
+        state = train_language(place, train, model, batch_of, kept, config.text.mask_documents)
+        return training_record(run, "pretrain", gathered(state.model), train, last_line(run, "tokenize")["data_hash"])
 
     inputs: dict[str, object] = {
         "model": config.model,
@@ -93,7 +97,7 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, sta
         "text": config.text,  # shards that stay the same may be mixed anew
         "seed": config.seed,
         "init": config.init,
-        "processes": world.size,
+        "processes": rows.size,
         "data": last_line(run, "tokenize")["data_hash"] if world.is_main else None,
     }
     output = checkpoint_path(run.checkpoint_dir("pretrain"), train.steps)
@@ -122,12 +126,13 @@ def fine_tune(
     start_over: bool = True,
 ) -> Record:
     """Supervised training on worked solutions from the weights of stage `source`; `skip` batches lie behind."""
-    require_divisible(train, world)
+    require_layout(stage, train, config.model, world)
     if config.lora.rank and train.precision == "fp8":
         raise ValueError(
             f"lora.rank={config.lora.rank} trains beside weights that {stage}.precision=fp8 would requantise at every "
             "step; choose one of the two"
         )
+    require_whole(config)
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -140,20 +145,20 @@ def fine_tune(
             seq_len=train.seq_len,
             batch_rows=train.batch_rows,
             seed=config.seed,
-            rank=world.rank,
-            world=world.size,
+            rank=world.rows.rank,
+            world=world.rows.size,
         )
         model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
-        place = Place(run, stage, world, compute_dtype(config, world), notify)
-        train_language(place, train, model, lambda step, rows: loader.batch(skip + step, rows))
-        return training_record(run, stage, model, train, file_hash(solved_path(config, run, tokenizer)))
+        place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
+        state = train_language(place, train, model, lambda step, rows: loader.batch(skip + step, rows))
+        return training_record(run, stage, gathered(state.model), train, file_hash(solved_path(config, run, tokenizer)))
 
     inputs: dict[str, object] = {
         "train": train,
         **({"lora": config.lora} if config.lora.rank else {}),
         "task": config.task,
         "seed": config.seed,
-        "processes": world.size,
+        "processes": world.rows.size,
         "weights": hash_of_stage(config, run, source) if world.is_main else None,
     }
     output = checkpoint_path(run.checkpoint_dir(stage), train.steps)
@@ -167,14 +172,15 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
             f"lora.rank={config.lora.rank} does not go with a critic, whose whole model is trained; choose another "
             "objective, such as dr_grpo, or lora.rank=0"
         )
+    require_whole(config)
     cold = config.cold_start and (not begins_with_base(config, run) or run.read_ledger("sft"))
     source = "sft" if cold else "pretrain"
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
         model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
-        place = Place(run, "grpo", world, compute_dtype(config, world), notify)
-        train_grpo(place, config.grpo, model, build(config.task), tokenizer, config.seed)
+        place = Place(run, "grpo", world, compute_dtype(config, world), notify, config.resilience)
+        state = train_grpo(place, config.grpo, model, build(config.task), tokenizer, config.seed)
         lines = run.read_metrics("grpo")
         per_token = train_flops_per_token(model.config, config.grpo.sampling.max_tokens, mtp=False)
         sampled, trained = (sum(line[name] for line in lines) for name in ("rollout_tokens", "trained_tokens"))
@@ -184,7 +190,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
             "trained_tokens": int(trained),
             "flops": per_token * (sampled / 3 + trained),  # a forward pass is a third of a training step
             "data_hash": fingerprint({"task": config.task, "seed": config.seed}),  # of what all problems follow from
-            "weights_hash": weights_hash(model),
+            "weights_hash": weights_hash(gathered(state.model)),
         }
 
     inputs: dict[str, object] = {
@@ -192,7 +198,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
         **({"lora": config.lora} if config.lora.rank else {}),
         "task": config.task,
         "seed": config.seed,
-        "processes": world.size,
+        "processes": world.rows.size,
         "weights": hash_of_stage(config, run, source) if world.is_main else None,
     }
     output = checkpoint_path(run.checkpoint_dir("grpo"), config.grpo.steps)
@@ -288,12 +294,40 @@ def speculation(world: World, config: Config, run: Run, source: str) -> Record:
     return run_stage(run, world, config, "mtp_check", inputs, work)
 
 
-def require_divisible(train: TrainConfig, world: World) -> None:
-    """Refuse a batch that cannot be shared out evenly."""
-    if train.batch_rows % world.size:
+def require_layout(stage: str, train: TrainConfig, model: ModelConfig, world: World) -> None:
+    """Refuse a batch that cannot be shared out evenly, and a layout that the planner refuses."""
+    c, rows = world.layout, world.rows.size
+    if train.batch_rows % rows:
         raise ValueError(
-            f"batch_rows={train.batch_rows} does not divide among {world.size} workers; "
-            f"choose a multiple of {world.size} or another --workers"
+            f"{stage}.batch_rows={train.batch_rows} does not divide among {rows} workers; "
+            f"choose a multiple of {rows} or another --workers"
+        )
+    share = train.batch_rows // rows
+    # a pipeline's micro-batches are equal, while others may end in a smaller one
+    micro = train.micro_batch_rows if c.pipeline > 1 else share
+    layout = Layout(
+        data=replicas(c, world.size),
+        shard=c.shard,
+        zero=c.zero,
+        expert=c.expert,
+        pipeline=c.pipeline,
+        context=c.context,
+        schedule=c.schedule,
+        micro_batches=max(1, share // micro),
+        micro_batch_rows=micro,
+        recompute=c.recompute,
+        precision="fp32",
+    )
+    check(layout, model, Devices(count=world.size, hardware=HARDWARE["laptop"]), train.batch_rows, train.seq_len)
+
+
+def require_whole(config: Config) -> None:
+    """Refuse adapters on weights that are spread."""
+    spread = {name: getattr(config.parallel, name) for name in ("shard", "expert", "pipeline", "context")}
+    if config.lora.rank and (name := next((name for name, ways in spread.items() if ways > 1), "")):
+        raise ValueError(
+            f"lora.rank={config.lora.rank} adapts weights that every process holds whole, but parallel.{name}="
+            f"{spread[name]}; leave it at 1, or lora.rank at 0"
         )
 
 

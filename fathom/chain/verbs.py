@@ -1,6 +1,7 @@
 """One stage at a time, as the command line asks for it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from fathom.config import Config
 from fathom.eval.exam import Exam
 from fathom.eval.scores import require_samples
 from fathom.infer.speaker import newest_stage
-from fathom.parallel.world import World, launch
+from fathom.parallel.world import World, is_first, is_restarted, is_torchrun, launch
 from fathom.runs import Run
 from fathom.train.loop import Notify
 
@@ -42,7 +43,7 @@ def tokenize(config: Config, run: Run) -> None:
 def pretrain(config: Config, run: Run, resume: bool) -> None:
     """Pretrain; text that is not tokenized yet is tokenized first."""
     require_resume(run, "pretrain", resume)
-    if not run.read_ledger("tokenize"):
+    if not is_torchrun() and not run.read_ledger("tokenize"):  # whose processes tokenize with the stage itself
         tokenize(config, run)
     run_alone("pretrain", config, run, config.pretrain.steps)
 
@@ -74,10 +75,10 @@ def evaluate(config: Config, run: Run, exam: Exam) -> None:
 
 def run_alone(name: str, config: Config, run: Run, steps: int = 0, keep_config: bool = True) -> None:
     """Run one stage in the config's number of processes; `keep_config` makes its config the run's own."""
-    with run.lock():
-        if keep_config:
+    with run.lock() if is_first() else nullcontext():
+        if keep_config and is_first():
             run.write_config(config)
-        launch(config.workers, config.device, _run_stage, name, config, run, steps)
+        launch(config.workers, config.device, _run_stage, name, config, run, steps, layout=config.parallel)
 
 
 def _run_stage(world: World, name: str, config: Config, run: Run, steps: int) -> None:
@@ -102,9 +103,9 @@ def _on_base(stage: Callable[..., Record], world: World, config: Config, run: Ru
 
 
 def require_resume(run: Run, stage: str, resume: bool) -> None:
-    """Refuse to touch a stage that has begun unless the user asked to go on with it."""
+    """Refuse to touch a stage that has begun unless the user asked to go on with it, or torchrun has begun it again."""
     checkpoints = list_checkpoints(run.checkpoint_dir(stage))
-    if checkpoints and not resume:
+    if checkpoints and not resume and not is_restarted():
         raise ValueError(
             f"{run.path} holds {stage} up to {checkpoints[-1].name}; add --resume to go on with it, "
             "or name another directory with --out"

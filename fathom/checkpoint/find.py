@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fathom.checkpoint.manifest import MANIFEST
 from fathom.checkpoint.state import list_checkpoints
 from fathom.checkpoint.tensors import INDEX, SINGLE
 
@@ -29,4 +30,4 @@ def find_checkpoint(path: Path) -> Path:
 
 def holds_weights(path: Path) -> bool:
     """Whether a directory is a checkpoint itself: a model's weights lie in it, not in stages below it."""
-    return (path / SINGLE).exists() or (path / INDEX).exists()
+    return any((path / name).exists() for name in (SINGLE, INDEX, MANIFEST))

@@ -17,17 +17,21 @@ from torch import Tensor, nn
 
 from fathom.checkpoint.fit import require_fit
 from fathom.checkpoint.gguf import GGUFFile
+from fathom.checkpoint.manifest import MANIFEST
 from fathom.checkpoint.names import mtp_prefix, published_copies, published_views, released_copies
+from fathom.checkpoint.shards import ShardFiles
 from fathom.checkpoint.tensors import Shape, TensorFiles, write_tensors
 from fathom.checkpoint.tokenizer import copy_tokenizer
 from fathom.config import ModelConfig
 from fathom.config.published import Dtype, from_published, to_published
 from fathom.model import Transformer
+from fathom.parallel.mesh import ALONE, Axis
+from fathom.parallel.world import World
 
 log = logging.getLogger(__name__)
 
 
-Source = TensorFiles | GGUFFile
+Source = TensorFiles | ShardFiles | GGUFFile
 
 
 def import_checkpoint(source: Path, out: Path, dtype: Dtype = "float32") -> None:
@@ -39,13 +43,21 @@ def import_checkpoint(source: Path, out: Path, dtype: Dtype = "float32") -> None
     _convert(source, out, dtype, 5e9)
 
 
-def export_checkpoint(source: Path, out: Path, dtype: Dtype = "float32", shard_bytes: float = 5e9) -> None:
+def export_checkpoint(
+    source: Path, out: Path, dtype: Dtype = "float32", shard_bytes: float = 5e9, everyone: Axis = ALONE
+) -> None:
     """Write the checkpoint at `source` to `out` as the released ones are, for transformers, vLLM and SGLang.
 
     "fp8" gives e4m3 codes with one scale per 128 x 128 block and everything else in bfloat16. Files hold at most
-    `shard_bytes` bytes each, single larger tensors apart. Raises ValueError as `import_checkpoint` does.
+    `shard_bytes` bytes each, single larger tensors apart, and `everyone` shares them out; a process holds one tensor
+    at a time. Raises ValueError as `import_checkpoint` does, on every process.
     """
-    _convert(source, out, dtype, shard_bytes)
+    _convert(source, out, dtype, shard_bytes, everyone)
+
+
+def export_in_world(world: World, source: Path, out: Path, dtype: Dtype) -> None:
+    """`export_checkpoint` by all processes of a world."""
+    export_checkpoint(source, out, dtype, everyone=world.everyone)
 
 
 def load_published(source: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Transformer:
@@ -78,12 +90,12 @@ def read_config(directory: Path) -> ModelConfig:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _open(source: Path) -> tuple[Source, ModelConfig]:
+def _open(source: Path, everyone: Axis = ALONE) -> tuple[Source, ModelConfig]:
     if source.suffix == ".gguf":
         file = GGUFFile(source)
         return file, file.config
     config = read_config(source)
-    return TensorFiles(source), config
+    return ShardFiles(source, config, everyone) if (source / MANIFEST).exists() else TensorFiles(source), config
 
 
 def _fitting_model(tensors: Source, config: ModelConfig) -> Transformer:
@@ -125,35 +137,47 @@ def _shapes(model: Transformer) -> dict[str, Shape]:
 
 
 def _write(
-    model: Transformer, read: Callable[[str], Tensor], directory: Path, dtype: Dtype, shard_bytes: float
+    model: Transformer,
+    read: Callable[[str], Tensor],
+    directory: Path,
+    dtype: Dtype,
+    shard_bytes: float,
+    everyone: Axis = ALONE,
 ) -> None:
     """Tensors first and config.json last, from a model that may have no memory of its own."""
     published = to_published(model.config, dtype)
     copies = released_copies(model.config)
     shapes = _shapes(model)
     shapes |= {copy: shapes[original] for copy, original in copies.items()}
-    # a file never holds the same memory twice
-    write_tensors(
-        directory, shapes, lambda name: read(copies[name]).clone() if name in copies else read(name), dtype, shard_bytes
-    )
-    (directory / "config.json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+    write_tensors(directory, shapes, lambda name: read(copies.get(name, name)), dtype, shard_bytes, everyone)
+    if everyone.rank == 0:
+        (directory / "config.json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
 
 
-def _convert(source: Path, out: Path, dtype: Dtype, shard_bytes: float) -> None:
+def _convert(source: Path, out: Path, dtype: Dtype, shard_bytes: float, everyone: Axis = ALONE) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is in use; name a directory that does not exist yet or is empty")
-    tensors, config = _open(source)
+    tensors, config = _open(source, everyone)
     model = _fitting_model(tensors, config)
     partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if everyone.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    everyone.barrier()
     try:
-        _write(model, tensors.read, partial, dtype, shard_bytes)
-        if isinstance(tensors, GGUFFile):
-            tensors.write_tokenizer(partial)
-        else:
-            copy_tokenizer(source, partial)
-        os.replace(partial, out)
+        _write(model, tensors.read, partial, dtype, shard_bytes, everyone)
+        everyone.barrier()
+        if everyone.rank == 0:
+            _give_tokenizer(tensors, source, partial)
+            os.replace(partial, out)
+        everyone.barrier()
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _give_tokenizer(tensors: Source, source: Path, out: Path) -> None:
+    if isinstance(tensors, GGUFFile):
+        tensors.write_tokenizer(out)
+    else:
+        copy_tokenizer(source, out)

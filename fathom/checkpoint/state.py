@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fathom.checkpoint.hub import load_published, save_published
+from fathom.checkpoint.hub import load_published, read_config, save_published
+from fathom.checkpoint.manifest import MANIFEST
 from fathom.config import ModelConfig
 from fathom.config.published import to_published
 from fathom.model import Transformer
@@ -44,21 +45,26 @@ def save_checkpoint(
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / OPTIMIZER)
         (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
         for written in (*partial.iterdir(), partial):
-            _flush(written)
+            flush(written)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _fault_of_the_disk(error, partial) from error
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
-    _flush(stage_dir)
+    flush(stage_dir)
+    prune(stage_dir, keep)
+    return final
+
+
+def prune(stage_dir: Path, keep: int) -> None:
+    """Delete all complete checkpoints of a stage but the newest `keep`."""
     for old in list_checkpoints(stage_dir)[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
 def list_checkpoints(stage_dir: Path) -> list[Path]:
     """The complete checkpoints of a stage, oldest first."""
-    return sorted(path for path in stage_dir.glob("step_*") if (path / STATE).exists())
+    return sorted(path for path in stage_dir.glob("step_*") if (path / STATE).exists() or (path / MANIFEST).exists())
 
 
 def load_weights(path: Path, model: Transformer) -> None:
@@ -67,17 +73,21 @@ def load_weights(path: Path, model: Transformer) -> None:
     Compared is what a published config.json carries: how fast the selection bias moves, say, is not in it.
     """
     loaded = load_published(path)
-    require_same_config(path, loaded.config, model.config)
+    _require_equal(path, loaded.config, model.config)
     model.load_state_dict(loaded.state_dict())
 
 
-def require_same_config(path: Path, found: ModelConfig, wanted: ModelConfig) -> None:
-    """Raise ValueError with the first field in which a checkpoint differs from the config."""
-    theirs, ours = to_published(found), to_published(wanted)
-    for field in ours | theirs:
-        if theirs.get(field) != ours.get(field):
+def require_config(path: Path, config: ModelConfig) -> None:
+    """Refuse a checkpoint of another config than `config` with the field that differs, as `load_weights` does."""
+    _require_equal(path, read_config(path), config)
+
+
+def _require_equal(path: Path, its: ModelConfig, ours: ModelConfig) -> None:
+    found, wanted = to_published(its), to_published(ours)
+    for field in wanted | found:
+        if found.get(field) != wanted.get(field):
             raise ValueError(
-                f"{path} was made with {field}={theirs.get(field)}, but the config says {ours.get(field)}; "
+                f"{path} was made with {field}={found.get(field)}, but the config says {wanted.get(field)}; "
                 "use the config it was trained with, or name another --out"
             )
 
@@ -109,7 +119,7 @@ def _fault_of_the_disk(error: OSError | SafetensorError, path: Path) -> OSError:
     return OSError(int(number[1]) if number else errno.EIO, f"a checkpoint could not be written ({error})", str(path))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Force a file or a directory entry to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -3,25 +3,32 @@
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from fathom.checkpoint.names import SELECTION_BIAS, is_ignored, is_quantized
 from fathom.config.published import Dtype
 from fathom.kernels.quant import block_grid, dequantize_blocks, quantize_blocks
+from fathom.parallel.mesh import ALONE, Axis
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SCALE = "_scale_inv"  # what the name of an FP8 weight is followed by in that of its scales (which multiply, despite it)
 FLOATS = ("F64", "F32", "F16", "BF16")
 
+DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+}  # as safetensors spells them
+
 Shape = tuple[int, ...]
+Form = tuple[torch.dtype, Shape]
 
 
 class TensorFiles:
@@ -75,24 +82,52 @@ def write_tensors(
     read: Callable[[str], Tensor],
     dtype: Dtype = "float32",
     shard_bytes: float = 5e9,
+    everyone: Axis = ALONE,
 ) -> None:
-    """Write the tensors named in `shapes`, asking `read` for each when its shard is due.
+    """Write the tensors named in `shapes`, asking `read` for one after the other: memory holds one at a time.
 
     One file while everything fits `shard_bytes`, else shards and their index. A file appears whole or not at all.
+    The processes of `everyone` share the files out.
     """
     sizes = {name: stored_bytes(name, shape, dtype) for name, shape in shapes.items()}
     shards = _plan_shards(sizes, shard_bytes)
     files = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     holder: dict[str, str] = {}
-    for file, names in zip(files, shards, strict=True):
-        encoded: dict[str, Tensor] = {}
-        for name in names:
-            encoded |= encode(name, read(name), dtype)
-        _save_whole(directory / file, encoded)
-        holder |= dict.fromkeys(encoded, file)
-    if len(shards) > 1:
+    for number, (file, names) in enumerate(zip(files, shards, strict=True)):
+        forms = {stored: form for name in names for stored, form in stored_forms(name, shapes[name], dtype).items()}
+        if number % everyone.size == everyone.rank:
+            write_file(directory / file, forms, (encode(name, read(name), dtype) for name in names))
+        holder |= dict.fromkeys(forms, file)
+    if len(shards) > 1 and everyone.rank == 0:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(holder.items()))}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_file(path: Path, forms: Mapping[str, Form], pieces: Iterable[Mapping[str, Tensor]]) -> None:
+    """Write a safetensors file of the tensors in `forms`, each as `pieces` bring it.
+
+    Wide numbers lie before narrow ones, so that each begins at a multiple of its own width.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
+    end = 0
+    for name, (dtype, shape) in sorted(forms.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
+        starts[name] = end
+        end += math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [starts[name], end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for piece in pieces:
+                for name, tensor in piece.items():
+                    file.seek(8 + len(text) + starts[name])
+                    file.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    except OSError as error:  # which does not know the file
+        raise OSError(error.errno, f"{path.name} could not be written ({error.strerror})", str(path.parent)) from error
+    os.replace(partial, path)
 
 
 def encode(name: str, tensor: Tensor, dtype: Dtype) -> dict[str, Tensor]:
@@ -106,6 +141,13 @@ def encode(name: str, tensor: Tensor, dtype: Dtype) -> dict[str, Tensor]:
     return {name: codes, name + SCALE: scales}
 
 
+def stored_forms(name: str, shape: Shape, dtype: Dtype) -> dict[str, Form]:
+    """What `encode` gives for a tensor of `shape`, told without it."""
+    stored = stored_dtype(name, dtype)
+    forms = {name: (stored, shape)}
+    return forms | ({name + SCALE: (torch.float32, block_grid(shape))} if stored == torch.float8_e4m3fn else {})
+
+
 def stored_dtype(name: str, dtype: Dtype) -> torch.dtype:
     """How a file of `dtype` holds one tensor."""
     if dtype == "float32" or name.endswith(SELECTION_BIAS):
@@ -115,9 +157,7 @@ def stored_dtype(name: str, dtype: Dtype) -> torch.dtype:
 
 def stored_bytes(name: str, shape: Shape, dtype: Dtype) -> int:
     """Bytes that a tensor takes in a file of `dtype`, its scales included."""
-    stored = stored_dtype(name, dtype)
-    scales = 4 * math.prod(block_grid(shape)) if stored == torch.float8_e4m3fn else 0
-    return math.prod(shape) * stored.itemsize + scales
+    return sum(math.prod(shape) * stored.itemsize for stored, shape in stored_forms(name, shape, dtype).values())
 
 
 def _open_files(directory: Path) -> dict[str, Any]:
@@ -168,9 +208,3 @@ def _plan_shards(sizes: Mapping[str, int], shard_bytes: float) -> list[list[str]
 
 def _shard_name(index: int, shards: int) -> str:
     return f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
-
-
-def _save_whole(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
-    os.replace(partial, path)

@@ -8,6 +8,7 @@ from fathom.config.lora import LoRAConfig
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
 from fathom.config.objective import ObjectiveConfig
 from fathom.config.parallel import ParallelConfig
+from fathom.config.resilience import ResilienceConfig
 from fathom.config.rl import CriticConfig, GRPOConfig, RewardConfig
 from fathom.config.sampling import SamplingConfig
 from fathom.config.task import TaskConfig
@@ -26,6 +27,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ResilienceConfig",
     "RewardConfig",
     "RopeConfig",
     "SamplingConfig",
@@ -64,6 +66,7 @@ class Config:
     init: str = ""  # checkpoint directory to start from instead of fresh weights, imported or of another run
     dollars_per_hour: float = 0.10  # price of this machine, for the report's cost
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     text: TextConfig = field(default_factory=TextConfig)

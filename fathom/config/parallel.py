@@ -22,11 +22,13 @@ class ParallelConfig:
     schedule: Literal["1f1b", "zbv", "dualpipev"] = "1f1b"  # of the pipeline; the latter two hold two stages a process
     recompute: Literal["none", "selective", "full"] = "none"  # selective: norms, expanded latents, SwiGLU (V3 3.2.3)
     fp8_dispatch: bool = False  # tokens travel to their experts as e4m3 in 1 x 128 tiles (V3 3.3.3)
+    checkpoint: Literal["auto", "sharded"] = "auto"  # sharded: in parts even where one process holds the whole state
 
     def __post_init__(self) -> None:
         require_positive("parallel", shard=self.shard, expert=self.expert, pipeline=self.pipeline, context=self.context)
         require_choice("parallel", "schedule", self.schedule, ("1f1b", "zbv", "dualpipev"))
         require_choice("parallel", "recompute", self.recompute, ("none", "selective", "full"))
+        require_choice("parallel", "checkpoint", self.checkpoint, ("auto", "sharded"))
         if self.data < 0:
             raise ValueError(
                 f"parallel.data={self.data} is negative; give a number of replicas, or 0 for all there are"

@@ -54,6 +54,10 @@ class Fp8Layer:
             self.check("weight", weight.detach(), known[1].codes, known[1].scales)
         return known[1]
 
+    def forget(self) -> None:
+        """Drop the codes of the weights."""
+        self._codes.clear()
+
     def check(self, what: str, x: Tensor, codes: Tensor, scales: Tensor) -> None:
         """Raise RuntimeError where x holds an infinite number or a NaN; count, if the layer is watched.
 

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fathom.kernels.fp8 import Fp8Layer
 from fathom.kernels.gemm import outer
+from fathom.kernels.grouped import sort_by_expert
 from fathom.kernels.quant import (
     dequantize_rows,
     quantize_columns,
@@ -28,6 +29,7 @@ def fp8_grouped_swiglu(
     gate_up: Float[Tensor, "E M2 D"],
     down: Float[Tensor, "E D M"],
     layer: Fp8Layer,
+    some_elsewhere: bool = False,
 ) -> Float[Tensor, "N D"]:
     """`grouped_swiglu` as V3 computes it: sum over a token's K experts of weight * down(silu(gate x) * up x).
 
@@ -38,8 +40,7 @@ def fp8_grouped_swiglu(
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    order = experts.flatten().argsort(stable=True)
-    load = torch.bincount(experts.flatten(), minlength=gate_up.shape[0])
+    order, load = sort_by_expert(experts, gate_up.shape[0], some_elsewhere)
     offsets = F.pad(load.cumsum(0), (1, 0)).int()
     return _Fp8Experts.apply(x, weights, gate_up, down, order, offsets, layer, dtype)  # pyright: ignore[reportReturnType]
 
@@ -97,7 +98,7 @@ class _Fp8Experts(torch.autograd.Function):
             grad_down = _grouped_outer(grad_out, activation, offsets)
             grad_gate_up = _grouped_outer(grad_hidden, kept[0], offsets)
         grad_x = torch.zeros_like(grads[0]).index_add_(0, token, grad_rows.to(grads[0].dtype))
-        grad_weights = torch.empty_like(grad_weight).index_copy_(0, order, grad_weight).view(ctx.chosen)
+        grad_weights = grad_weight.new_zeros(ctx.chosen.numel()).index_copy_(0, order, grad_weight).view(ctx.chosen)
         return grad_x, grad_weights, grad_gate_up, grad_down, None, None, None, None
 
 

@@ -19,17 +19,19 @@ def grouped_swiglu(
     weights: Float[Tensor, "N K"],
     gate_up: Float[Tensor, "E M2 D"],
     down: Float[Tensor, "E D M"],
+    some_elsewhere: bool = False,
 ) -> Float[Tensor, "N D"]:
     """Sum over a token's K experts of weight * down(silu(gate x) * up x) (V3 eq. 12).
 
     The gate weight multiplies the activation, before the down projection, so that the router's gradient needs
     no expert output. Rows are sorted by expert: a loop of products on a CPU, `grouped_mm` on a GPU. A few rows
-    without gradient pass every expert instead, which is sooner done on a CPU.
+    without gradient pass every expert instead, which is sooner done on a CPU. With `some_elsewhere` the number E
+    stands for an expert that is not here and adds nothing.
     """
-    if not (x.is_cuda or torch.is_grad_enabled()) and x.shape[0] * gate_up.numel() <= DENSE_WORK:
+    few = not (x.is_cuda or torch.is_grad_enabled()) and x.shape[0] * gate_up.numel() <= DENSE_WORK
+    if few and not some_elsewhere:
         return _dense_swiglu(x, experts, weights, gate_up, down)
-    order = experts.flatten().argsort(stable=True)
-    load = torch.bincount(experts.flatten(), minlength=gate_up.shape[0])
+    order, load = sort_by_expert(experts, gate_up.shape[0], some_elsewhere)
     token = order // experts.shape[1]
     training = torch.is_grad_enabled() or torch.is_autocast_enabled("cuda")
     exact = x.dtype == gate_up.dtype == torch.float32 and not training  # for inference that was given such weights
@@ -38,6 +40,18 @@ def grouped_swiglu(
     if not torch.is_grad_enabled():
         return _sorted_swiglu(x, weights, gate_up, down, order, token, load.tolist())[0]
     return _GroupedSwiGLU.apply(x, weights, gate_up, down, order, token, load.tolist())  # pyright: ignore[reportReturnType]
+
+
+def sort_by_expert(
+    experts: Int[Tensor, "N K"], n_experts: int, some_elsewhere: bool = False
+) -> tuple[Int[Tensor, " P"], Int[Tensor, " E"]]:
+    """The places of `experts`, flattened, in the order of experts, and how many each has; see `grouped_swiglu`."""
+    order = experts.flatten().argsort(stable=True)
+    load = torch.bincount(experts.flatten(), minlength=n_experts)
+    if some_elsewhere:  # reading how many are left makes a GPU's host wait, which knows them already
+        load = load[:n_experts]
+        order = order[: int(load.sum())]
+    return order, load
 
 
 def _dense_swiglu(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -89,7 +103,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
     ) -> Tensor:
         out, rows, row_weight, hidden = _sorted_swiglu(x, weights, gate_up, down, order, token, load)
         ctx.save_for_backward(rows, row_weight, hidden, gate_up, down, order, token)
-        ctx.load = load
+        ctx.load, ctx.chosen = load, weights.shape
         return out
 
     @staticmethod
@@ -114,8 +128,8 @@ class _GroupedSwiGLU(torch.autograd.Function):
         grad_gate_up = _outer(grad_hidden, rows, load)
         grad_rows = _product(grad_hidden, gate_up, load)
         grad_x = torch.zeros_like(grads[0]).index_add_(0, token, grad_rows)
-        grad_weights = torch.empty_like(grad_weight).index_copy_(0, order, grad_weight)
-        return grad_x, grad_weights.view(grad_x.shape[0], -1), grad_gate_up, grad_down, None, None, None
+        grad_weights = grad_weight.new_zeros(ctx.chosen.numel()).index_copy_(0, order, grad_weight)
+        return grad_x, grad_weights.view(ctx.chosen), grad_gate_up, grad_down, None, None, None
 
 
 def _product(rows: Float[Tensor, "P I"], matrices: Float[Tensor, "E I O"], load: list[int]) -> Float[Tensor, "P O"]:

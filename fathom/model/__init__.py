@@ -1,7 +1,8 @@
 """The transformer: latent or grouped-query attention, experts, multi-token prediction, and its cache."""
 
 from fathom.model.cache import CacheSlots, LatentCache, PagedCache, PagedSlots, Slots
-from fathom.model.moe import RoutingTrace, update_selection_bias
+from fathom.model.moe import update_selection_bias
+from fathom.model.routing import RoutingTrace
 from fathom.model.streamed import Reader, Streamed, streams
 from fathom.model.transformer import Transformer
 

@@ -1,5 +1,6 @@
 """One transformer layer: attention and a feed-forward layer, each behind a norm and around a residual."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -9,12 +10,16 @@ from fathom.model.ffn import SwiGLU
 from fathom.model.gqa import GQA
 from fathom.model.linear import RMSNorm
 from fathom.model.mla import MLA
-from fathom.model.moe import MoE, RoutingTrace
+from fathom.model.moe import MoE
+from fathom.model.recompute import Recompute, expansions, noted_once, recomputed, recomputed_cheaply
 from fathom.model.rope import Rotation
+from fathom.model.routing import RoutingTrace
 
 
 class Block(nn.Module):
     """Layer `layer` of the model; MTP modules count on behind the last."""
+
+    recompute: Recompute = "none"  # set by `parallelize`
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -34,8 +39,26 @@ class Block(nn.Module):
         slots: Slots | None = None,
         trace: RoutingTrace | None = None,
     ) -> Float[Tensor, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), turn, mask, slots)
-        normed = self.feed_forward_norm(x)
+        if self.recompute == "none" or slots is not None or not torch.is_grad_enabled():
+            x = x + self.attention(self.attention_norm(x), turn, mask, slots)
+            return x + self._fed_forward(x, trace)
+        if self.recompute == "full":
+            again = noted_once(trace)
+            return recomputed(lambda x: self._whole(x, turn, mask, again()), x)
+        return self._selective(x, turn, mask, trace)
+
+    def _whole(self, x: Tensor, turn: Rotation, mask: Tensor | None, trace: RoutingTrace | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), turn, mask)
+        return x + self._fed_forward(x, trace)
+
+    def _selective(self, x: Tensor, turn: Rotation, mask: Tensor | None, trace: RoutingTrace | None) -> Tensor:
+        """Norms, expanded latents and SwiGLU are computed again, but the norm before experts: their tokens travel."""
+        wide = expansions(self.attention.config)
+        x = x + recomputed_cheaply(lambda x: self.attention(self.attention_norm(x), turn, mask), x, again=wide)
         if isinstance(self.feed_forward, MoE):
-            return x + self.feed_forward(normed, trace)
-        return x + self.feed_forward(normed)
+            return x + self.feed_forward(self.feed_forward_norm(x), trace, recompute_shared=True)
+        return x + recomputed_cheaply(lambda x: self._fed_forward(x, None), x)
+
+    def _fed_forward(self, x: Tensor, trace: RoutingTrace | None) -> Tensor:
+        normed = self.feed_forward_norm(x)
+        return self.feed_forward(normed, trace) if isinstance(self.feed_forward, MoE) else self.feed_forward(normed)

@@ -98,7 +98,7 @@ def merge(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def restore(model: nn.Module, kept: Sequence[Tensor]) -> None:
+def take_back(model: nn.Module, kept: Sequence[Tensor]) -> None:
     """Put back what `trained_parameters` held, and with it the weights."""
     for parameter, values in zip(trained_parameters(model), kept, strict=True):
         parameter.copy_(values)

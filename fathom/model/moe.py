@@ -1,12 +1,13 @@
 """DeepSeekMoE: shared and routed experts, kept in balance by a selection bias (V3 2.1.2)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fathom.config import ModelConfig
 from fathom.kernels.fp8 import Fp8Layer
@@ -14,23 +15,10 @@ from fathom.kernels.fp8_experts import fp8_grouped_swiglu
 from fathom.kernels.grouped import grouped_swiglu
 from fathom.kernels.router import choose_experts, expert_load, gate_weights, router_scores, sequence_balance_loss
 from fathom.model.ffn import SwiGLU
-
-
-@dataclass
-class RoutingTrace:
-    """What a pass notes of the routing, and what it repeats; an entry per MoE layer in the order of the layers.
-
-    With `replay` a token goes to the experts that were recorded for it, -1 where none were, while its gate weights
-    still follow from the live router: selections of the sampler, gradients of the trainer (R3). Layers behind the last
-    recorded one, those of the MTP modules, choose for themselves.
-    """
-
-    valid: Float[Tensor, "B T"] | None = None  # tokens that count; None counts all
-    replay: Int[Tensor, "L B T K"] | None = None  # experts to take; None chooses all
-    records: bool = False  # whether `experts` is filled
-    experts: list[Tensor] = field(default_factory=list[Tensor])  # (B, T, K) chosen or replayed
-    loads: list[Tensor] = field(default_factory=list[Tensor])  # (E,) token-expert pairs
-    balance: list[Tensor] = field(default_factory=list[Tensor])  # sequence-wise balance losses, not yet weighted
+from fathom.model.recompute import recomputed_cheaply
+from fathom.model.routing import RoutingTrace
+from fathom.parallel.experts import through_experts
+from fathom.parallel.mesh import ALONE, Axis
 
 
 class Router(nn.Module):
@@ -71,6 +59,8 @@ class MoE(nn.Module):
     """Every token passes the shared experts and its K routed ones."""
 
     fp8: Fp8Layer | None = None  # set by `precision.use_fp8`
+    axis: Axis = ALONE  # the processes over which the experts are spread; set by `parallelize`, as is the next
+    fp8_dispatch: bool = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -82,16 +72,29 @@ class MoE(nn.Module):
         shared_width = c.n_shared_experts * c.moe_intermediate_size  # shared experts are one wide one
         self.shared = SwiGLU(config.hidden_size, shared_width) if shared_width else None
 
-    def forward(self, x: Float[Tensor, "B T D"], trace: RoutingTrace | None = None) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], trace: RoutingTrace | None = None, recompute_shared: bool = False
+    ) -> Float[Tensor, "B T D"]:
         tokens = x.flatten(0, 1)
         scores, experts, weights = self.router(tokens, None if trace is None else self._recorded(trace, tokens))
-        if self.fp8 is None:
-            out = grouped_swiglu(tokens, experts, weights, self.gate_up, self.down).view_as(x)
+        if self.axis.size == 1:
+            out = self._experts(tokens, experts, weights).view_as(x)
         else:
-            out = fp8_grouped_swiglu(tokens, experts, weights, self.gate_up, self.down, self.fp8).view_as(x)
+            everywhere = self.config.n_routed_experts
+            apply = partial(self._experts, some_elsewhere=True)
+            out = through_experts(tokens, experts, weights, everywhere, self.axis, apply, self.fp8_dispatch).view_as(x)
         if trace is not None:
             self._note(trace, scores.view(*x.shape[:2], -1), experts)
-        return out if self.shared is None else out + self.shared(x)
+        if self.shared is None:
+            return out
+        return out + (recomputed_cheaply(self.shared, x) if recompute_shared else self.shared(x))
+
+    def _experts(self, tokens: Tensor, experts: Tensor, weights: Tensor, some_elsewhere: bool = False) -> Tensor:
+        """(N, D) what this process's experts say of the tokens."""
+        gate_up, down = (p.to_local() if isinstance(p, DTensor) else p for p in (self.gate_up, self.down))
+        if self.fp8 is None:
+            return grouped_swiglu(tokens, experts, weights, gate_up, down, some_elsewhere)
+        return fp8_grouped_swiglu(tokens, experts, weights, gate_up, down, self.fp8, some_elsewhere)
 
     def _recorded(self, trace: RoutingTrace, tokens: Float[Tensor, "N D"]) -> Int[Tensor, "N K"] | None:
         """The experts that the trace holds for this layer, the next one in order."""

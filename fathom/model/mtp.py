@@ -8,8 +8,8 @@ from fathom.config import ModelConfig
 from fathom.model.block import Block
 from fathom.model.cache import Slots
 from fathom.model.linear import RMSNorm, linear
-from fathom.model.moe import RoutingTrace
 from fathom.model.rope import Rotation
+from fathom.model.routing import RoutingTrace
 
 
 class MTPModule(nn.Module):

@@ -57,6 +57,12 @@ def fp8_layers(model: nn.Module) -> Iterator[Fp8Layer]:
     return (module.fp8 for _, module in fp8_modules(model) if module.fp8 is not None)
 
 
+def forget_codes(model: nn.Module) -> None:
+    """Have the codes of all weights made anew, whatever their versions say."""
+    for layer in fp8_layers(model):
+        layer.forget()
+
+
 @contextmanager
 def without_fp8(model: nn.Module) -> Generator[None]:
     """The model as it computes without FP8."""

@@ -9,9 +9,10 @@ from fathom.kernels import gemm
 from fathom.model.block import Block
 from fathom.model.cache import Slots
 from fathom.model.linear import RMSNorm, linear
-from fathom.model.moe import Router, RoutingTrace
+from fathom.model.moe import Router
 from fathom.model.mtp import MTPModule
 from fathom.model.rope import Rotation, rope_frequencies, rope_magnitude, rotation
+from fathom.model.routing import RoutingTrace
 
 
 class Transformer(nn.Module):

@@ -1,7 +1,8 @@
 """The processes as a mesh: along which axis each kind of parallelism talks."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -18,13 +19,15 @@ class Axis:
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
+    sent: Counter[str] = field(default_factory=Counter[str], compare=False)  # bytes so far, by what they carried
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
+    def sum(self, tensors: Sequence[Tensor], kind: str = "sums") -> None:
         """Replace every tensor, on every process, by the sum over the processes: one message for all of them."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
         dist.all_reduce(flat, group=self.group)
+        self.count_all_reduce(kind, flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -49,6 +52,10 @@ class Axis:
         if self.size > 1:
             dist.barrier(group=self.group)
 
+    def count_all_reduce(self, kind: str, tensor: Tensor) -> None:
+        """Book what one process sends of a sum around a ring: all but one part twice."""
+        self.sent[kind] += 2 * tensor.nbytes * (self.size - 1) // self.size
+
 
 ALONE = Axis()
 
@@ -58,7 +65,7 @@ class Mesh:
     """The axes of a world. A process's rank counts pipeline outermost, then data, shard and context.
 
     Experts are spread among neighbours of data x shard x context, as in V3 (3.2), so the same processes are seen
-    twice: `dense` for all other weights and `sparse` for the experts. Both are None in a world of one.
+    twice: `dense` for all other weights and `sparse` for the experts. Meshes are None where all are replicas.
     """
 
     pipeline: Axis = ALONE
@@ -70,7 +77,13 @@ class Mesh:
     rows: Axis = ALONE  # data x shard: processes with rows of their own
     tokens: Axis = ALONE  # data x shard x context: processes with tokens of their own
     dense: DeviceMesh | None = None  # (pipeline, data, shard, context)
+    held: DeviceMesh | None = None  # (pipeline, data, shard x context): the latter share the training state (FSDP)
     sparse: DeviceMesh | None = None  # (pipeline, expert_data, expert)
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """All of them by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Axis)}
 
 
 def build_mesh(config: ParallelConfig, size: int, device: torch.device) -> Mesh:
@@ -81,6 +94,9 @@ def build_mesh(config: ParallelConfig, size: int, device: torch.device) -> Mesh:
     data = replicas(config, size)
     if size == 1:
         return Mesh()
+    if data == size and config.expert == 1:  # replicas alone talk in the group that is there
+        every = Axis(dist.get_rank(), size)
+        return Mesh(data=every, expert_data=every, rows=every, tokens=every)
     tokens = data * config.shard * config.context
     if tokens % config.expert:
         raise ValueError(
@@ -89,6 +105,11 @@ def build_mesh(config: ParallelConfig, size: int, device: torch.device) -> Mesh:
         )
     shape = (config.pipeline, data, config.shard, config.context)
     dense = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "shard", "context"))
+    held = init_device_mesh(
+        device.type,
+        (config.pipeline, data, config.shard * config.context),
+        mesh_dim_names=("pipeline", "data", "holder"),
+    )
     sparse = init_device_mesh(
         device.type,
         (config.pipeline, tokens // config.expert, config.expert),
@@ -104,6 +125,7 @@ def build_mesh(config: ParallelConfig, size: int, device: torch.device) -> Mesh:
         rows=_axis(dense["data", "shard"]._flatten("rows")),  # pyright: ignore[reportPrivateUsage]
         tokens=_axis(dense["data", "shard", "context"]._flatten("tokens")),  # pyright: ignore[reportPrivateUsage]
         dense=dense,
+        held=held,
         sparse=sparse,
     )
 

@@ -6,25 +6,32 @@ import os
 import pickle
 import signal
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
 
-from fathom.parallel.mesh import Axis, Mesh
+from fathom.config import ParallelConfig
+from fathom.parallel.meeting import meet
+from fathom.parallel.mesh import Axis, Mesh, build_mesh, replicas
 
 R = TypeVar("R")
 
 PATIENCE = 5.0  # seconds that the others have to say what went wrong
+ELASTIC_PATIENCE = timedelta(days=1)  # of processes for one that prepares the data; torchrun sees who has failed
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -36,13 +43,14 @@ class World:
     size: int
     device: torch.device
     mesh: Mesh = field(default_factory=Mesh)
+    layout: ParallelConfig = field(default_factory=ParallelConfig)
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
-    @property
+    @cached_property
     def everyone(self) -> Axis:
         """All processes."""
         return Axis(self.rank, self.size)
@@ -51,6 +59,16 @@ class World:
     def rows(self) -> Axis:
         """The processes with rows of their own: all of them, unless they share rows or layers."""
         return self.everyone if self.mesh.dense is None else self.mesh.rows
+
+    @property
+    def tokens(self) -> Axis:
+        """The processes with tokens of their own, which all hold the same layers."""
+        return self.everyone if self.mesh.dense is None else self.mesh.tokens
+
+    def sent(self) -> dict[str, int]:
+        """Bytes that this process has sent so far, by what they carried."""
+        axes = {id(axis): axis for axis in (self.everyone, *self.mesh.axes.values())}
+        return dict(sum((axis.sent for axis in axes.values()), Counter[str]()))
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor, on every process, by the sum over the processes: one message for all of them."""
@@ -76,44 +94,83 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def launch(workers: int, device: str, work: Callable[..., R], *args: object) -> R:
-    """Run `work(world, *args)` in `workers` processes and return what the first one returns.
+def is_torchrun() -> bool:
+    """Whether torchrun started this process, and others beside it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_restarted() -> bool:
+    """Whether torchrun started this process after one before it had failed."""
+    return is_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def is_first() -> bool:
+    """Whether this process will be the first of its world, which is not there yet."""
+    return not is_torchrun() or os.environ["RANK"] == "0"
+
+
+def launch(workers: int, device: str, work: Callable[..., R], *args: object, layout: ParallelConfig | None = None) -> R:
+    """Run `work(world, *args)` in `workers` processes, spread as `layout` says, and return what the first one returns.
 
     The first process is this one, so that its errors, its Ctrl-C and its progress bar are the user's. If
-    another process fails, its error is raised here. Under torchrun the processes exist already.
+    another process fails, its error is raised here. Under torchrun the processes exist already, and the agent ends
+    them all where one fails. Raises ValueError where the processes do not divide into the layout's ways.
     """
-    chosen = choose_device(device)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-        world = _settle(dist.get_rank(), dist.get_world_size(), chosen)
-        return work(world, *args)
+    chosen, layout = choose_device(device), layout or ParallelConfig()
+    if is_torchrun():
+        return _join_elastic(chosen, layout, work, args)
     size = 1 if chosen.type == "cuda" else workers
+    replicas(layout, size)
     if size == 1:
-        return work(_settle(0, 1, chosen), *args)
+        return work(_settle(0, 1, 0, 1, chosen, layout), *args)
     with tempfile.TemporaryDirectory(prefix="fathom-world-") as folder:
-        meeting = Path(folder) / "store"
+        crew = _Crew(size, chosen, layout, Path(folder) / "store")
         children: list[_Child] = []
         try:
-            children += (_Child.start(rank, size, chosen, meeting, work, args) for rank in range(1, size))
+            children += (_Child.start(rank, crew, work, args) for rank in range(1, size))
             for child in children:
                 child.await_start()
-            return _lead(children, size, chosen, meeting, work, args)
+            return _lead(children, crew, work, args)
         finally:
             for child in children:
                 child.stop()
 
 
-def _lead(
-    children: "Sequence[_Child]",
-    size: int,
-    device: torch.device,
-    meeting: Path,
-    work: Callable[..., R],
-    args: tuple[object, ...],
-) -> R:
+@dataclass(frozen=True)
+class _Crew:
+    """What all processes of a world on this machine know of it."""
+
+    size: int
+    device: torch.device
+    layout: ParallelConfig
+    meeting: Path
+
+
+def _join_elastic(device: torch.device, layout: ParallelConfig, work: Callable[..., R], args: tuple[object, ...]) -> R:
+    """Take part in torchrun's world; the agent names the process that failed first, with its error."""
+
+    def take_part() -> R:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = meet(ELASTIC_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ELASTIC_PATIENCE)
+        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        return work(_settle(rank, size, local_rank, local_size, device, layout), *args)
+
+    try:
+        return cast(R, record(take_part)())
+    except RuntimeError:  # a lost connection says less than what broke it: let the agent speak of that first
+        time.sleep(PATIENCE)
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _lead(children: "Sequence[_Child]", crew: _Crew, work: Callable[..., R], args: tuple[object, ...]) -> R:
     """Take part as the first process, then see that the others ended well."""
     try:
-        result = _take_part(0, size, device, meeting, work, args)
+        result = _take_part(0, crew, work, args)
     except RuntimeError:  # a lost connection says less than what broke it
         for child in children:
             child.await_end(PATIENCE)
@@ -131,14 +188,10 @@ class _Child:
     messages: Connection
 
     @staticmethod
-    def start(
-        rank: int, size: int, device: torch.device, meeting: Path, work: Callable[..., object], args: tuple[object, ...]
-    ) -> "_Child":
+    def start(rank: int, crew: _Crew, work: Callable[..., object], args: tuple[object, ...]) -> "_Child":
         context = mp.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_child_main, args=(sender, rank, size, device, meeting, work, args), daemon=True
-        )
+        process = context.Process(target=_child_main, args=(sender, rank, crew, work, args), daemon=True)
         with _interrupts_held():
             process.start()
         sender.close()  # the child's end; once the child is gone, reading here ends too
@@ -188,18 +241,12 @@ def _interrupts_held() -> Generator[None]:
 
 
 def _child_main(
-    messages: Connection,
-    rank: int,
-    size: int,
-    device: torch.device,
-    meeting: Path,
-    work: Callable[..., object],
-    args: tuple[object, ...],
+    messages: Connection, rank: int, crew: _Crew, work: Callable[..., object], args: tuple[object, ...]
 ) -> None:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         messages.send_bytes(b"begun")
-        _take_part(rank, size, device, meeting, work, args)
+        _take_part(rank, crew, work, args)
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)  # the user stopped the first process as well; it speaks for both
     except Exception as error:
@@ -208,29 +255,29 @@ def _child_main(
         os._exit(1)
 
 
-def _take_part(
-    rank: int, size: int, device: torch.device, meeting: Path, work: Callable[..., R], args: tuple[object, ...]
-) -> R:
+def _take_part(rank: int, crew: _Crew, work: Callable[..., R], args: tuple[object, ...]) -> R:
     # a process that ends is noticed at once; one that prepares the data may keep the others waiting for long
     dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(days=1)
+        "gloo", init_method=f"file://{crew.meeting}", rank=rank, world_size=crew.size, timeout=timedelta(days=1)
     )
     try:
         dist.barrier()  # gloo waits on for a process that has left before all others were connected
-        return work(_settle(rank, size, device), *args)
+        return work(_settle(rank, crew.size, rank, crew.size, crew.device, crew.layout), *args)
     finally:
         dist.destroy_process_group()
 
 
-def _settle(rank: int, size: int, device: torch.device) -> World:
-    """Share the cores out, and keep freed memory: small tensors come and go thousands of times a second."""
+def _settle(
+    rank: int, size: int, local_rank: int, local_size: int, device: torch.device, layout: ParallelConfig
+) -> World:
+    """Share this machine out, and keep freed memory: small tensors come and go thousands of times a second."""
     if device.type == "cuda":
-        device = torch.device("cuda", rank % torch.cuda.device_count())
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // size) if size > 1 else 1)
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_size) if size > 1 else 1)
         keep_freed_memory()
-    return World(rank, size, device)
+    return World(rank, size, device, build_mesh(layout, size, device), layout)
 
 
 def keep_freed_memory() -> None:

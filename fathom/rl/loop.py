@@ -22,11 +22,12 @@ from fathom.rl.rollout import Rollout, roll_out
 from fathom.tasks import Task
 from fathom.text.tokenizer import Tokenizer
 from fathom.train import schedule
-from fathom.train.loop import Place, finish_step, resume
+from fathom.train.loop import Place, finish_step, kept_alive, resume
 from fathom.train.metrics import balance_metrics
 from fathom.train.step import Rates, StepReport, TrainState, train_step
 
 
+@kept_alive
 def train_grpo(
     place: Place, config: GRPOConfig, model: Transformer, task: Task, tokenizer: Tokenizer, seed: int
 ) -> TrainState:

@@ -1,27 +1,38 @@
 """The loop of next-token training: batches in, metrics and checkpoints out; pretraining and SFT alike."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from fathom.checkpoint.state import list_checkpoints, load_state, load_weights, save_checkpoint
-from fathom.config import TrainConfig
+from fathom.checkpoint.sharded import Saver
+from fathom.config import ResilienceConfig, TrainConfig
 from fathom.model import Transformer
-from fathom.model.lora import restore, trained_parameters
+from fathom.model.lora import take_back, trained_parameters
+from fathom.model.parallelize import let_go, parallelize
 from fathom.model.precision import fp8_layers, use_fp8
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
 from fathom.runs import Run
 from fathom.text.packing import Batch
 from fathom.train import schedule
+from fathom.train.guard import Guard
+from fathom.train.keep import keep_parts, keep_whole, keeps_parts, restore
 from fathom.train.loss import Denominators, Losses, language_losses
 from fathom.train.metrics import balance_metrics, peak_flops
 from fathom.train.microscope import Limits, examine, fall_back, summarise
-from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors
+from fathom.train.preemption import Notice, Preempted
 from fathom.train.step import Rates, StepReport, TrainState, train_step
+from fathom.train.watchdog import Watchdog
 
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 Notify = Callable[[int, dict[str, object]], None]  # finished steps, the step's metrics
 
 
@@ -34,8 +45,41 @@ class Place:
     world: World
     dtype: torch.dtype = torch.float32
     notify: Notify = lambda step, metrics: None
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
+
+    @cached_property
+    def saver(self) -> Saver:
+        """Writes the stage's checkpoints where they come in parts."""
+        return Saver(self.world.everyone)
+
+    @cached_property
+    def guard(self) -> Guard:
+        """Judges the stage's updates."""
+        return Guard(self.resilience)
+
+    @cached_property
+    def notice(self) -> Notice:
+        """Whether the machine wants its place back."""
+        return Notice()
+
+    @cached_property
+    def watchdog(self) -> Watchdog:
+        """Ends this process when no step ends."""
+        return Watchdog(self.run.path / "watch", self.world.rank, self.world.size, self.resilience.hang_seconds)
 
 
+def kept_alive(loop: Callable[Concatenate[Place, P], R]) -> Callable[Concatenate[Place, P], R]:
+    """A training loop that heeds signals and is watched while it runs."""
+
+    @wraps(loop)
+    def watched(place: Place, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with place.notice.heeded(), place.watchdog.watching():
+            return loop(place, *args, **kwargs)
+
+    return watched
+
+
+@kept_alive
 def train_language(
     place: Place,
     config: TrainConfig,
@@ -49,14 +93,19 @@ def train_language(
     `batch_of(step, rows)` gives this process's share of a global batch of `rows`; it depends on nothing else,
     so an interrupted run repeats exactly what an unbroken one does. `validation` batches are this process's too.
     """
+    require_spread(config, place.world)
+    model = parallelize(model, place.world, place.dtype)
     state = resume(place, TrainState.start(model, config.optimizer))
     in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
     fall_back(model, state.fallbacks)
     flops_per_token = {mtp: train_flops_per_token(model.config, config.seq_len, mtp) for mtp in (False, True)}
+    first_row = schedule.rows_before(
+        config.schedule, config.batch_rows, state.step, config.steps, place.world.rows.size
+    )
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step
-        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.size)
+        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, place.world.rows.size)
         micro_batches = split_rows(batch_of(step, rows), config.micro_batch_rows)
         denominators = Denominators.of(micro_batches, len(model.mtp), place.world)
         weight = schedule.mtp_weight(config.schedule, step, config.steps)
@@ -66,20 +115,32 @@ def train_language(
             return language_losses(model, batch, denominators, weight, place.world.device, mask_documents)
 
         looked = examine_fp8(state, config, place, losses_of, micro_batches[0]) if in_fp8 else {}
-        report = train_step(state, micro_batches, losses_of, rates, place.world, place.dtype)
+        report = train_step(state, micro_batches, losses_of, rates, place.world, place.dtype, place.guard)
         state.step += 1
         metrics: dict[str, object] = {
             **language_metrics(report),
             "lr": rates.lr,
             "rows": int(denominators.rows),
             **looked,
+            **left_out(place, report, (first_row, first_row + rows)),
         }
         tokens = denominators.rows * micro_batches[0].tokens.shape[1]
         metrics |= speed_metrics(tokens, time.perf_counter() - started, flops_per_token[weight > 0], place.world)
         if config.validate_every and validation and state.step % config.validate_every == 0:
             metrics["validation_loss"] = validation_loss(model, validation, place, mask_documents)
-        finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps)
+        first_row += rows
+        data = {"rows": [0, first_row], "schedule": [state.step, config.steps], "lr": rates.lr}
+        finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps, data)
     return state
+
+
+def left_out(place: Place, report: StepReport, rows: tuple[int, int]) -> dict[str, object]:
+    """Of an update that was not made: why, and whose rows, counted over the stage, it would have learned from."""
+    if not report.left_out:
+        return {}
+    if place.world.is_main:
+        log.warning("update left out: %s; rows %d to %d of the stage", report.left_out, rows[0], rows[1] - 1)
+    return {"left_out": report.left_out, "left_out_rows": list(rows)}
 
 
 def examine_fp8(
@@ -116,7 +177,8 @@ def split_rows(batch: Batch, rows: int) -> list[Batch]:
 
 def language_metrics(report: StepReport) -> dict[str, object]:
     """A step's losses and balance, as they go into metrics.jsonl."""
-    return {**report.parts, "grad_norm": report.grad_norm, **balance_metrics(report.loads)}
+    sent = {"sent_bytes": report.sent} if report.sent else {}
+    return {**report.parts, "grad_norm": report.grad_norm, **balance_metrics(report.loads), **sent}
 
 
 def speed_metrics(tokens: float, seconds: float, flops_per_token: float, world: World) -> dict[str, object]:
@@ -132,41 +194,66 @@ def validation_loss(model: Transformer, batches: Sequence[Batch], place: Place, 
     denominators = Denominators.of(batches, 0, place.world)
     device = place.world.device
     losses = [language_losses(model, b, denominators, 0.0, device, mask_documents).parts["loss_main"] for b in batches]
-    return place.world.sum_numbers(sum(float(loss) for loss in losses))[0]
+    let_go(model)
+    return place.world.tokens.sum_numbers(sum(float(loss) for loss in losses))[0]
 
 
 def finish_step(
-    place: Place, state: TrainState, metrics: dict[str, object], save_every: int, keep: int, last: int
+    place: Place,
+    state: TrainState,
+    metrics: dict[str, object],
+    save_every: int,
+    keep: int,
+    last: int,
+    data: dict[str, Any] | None = None,
 ) -> None:
-    """Write the step's line, and a checkpoint where one is due; only the first process writes."""
+    """Write the step's line, and a checkpoint where one is due; raises Preempted where the machine wants its place.
+
+    `data` says, for the checkpoint, what of the data lies behind the state.
+    """
+    place.watchdog.beat(state.step)
+    place.saver.check()
+    signal = place.notice.agreed(place.world)
     if place.world.is_main:
-        place.run.append_metrics(place.stage, state.step, **metrics)
+        place.run.append_metrics(place.stage, state.step, **metrics, **({"preempted": signal} if signal else {}))
         place.notify(state.step, metrics)
-        if state.step % save_every == 0 or state.step == last:
-            tensors = {f"optimizer.{name}": t for name, t in optimizer_tensors(state.optimizer).items()}
-            for name, copy in state.copies.items():
-                tensors |= {f"{name}.{index}": tensor for index, tensor in enumerate(copy)}
-            kept = {"stage": place.stage, "fallbacks": state.fallbacks}
-            directory = place.run.checkpoint_dir(place.stage)
-            save_checkpoint(directory, state.step, state.model, tensors, kept, keep)
+    ends = state.step == last or bool(signal)
+    if state.step % save_every == 0 or ends:
+        save(place, state, keep, data or {})
+    if ends:
+        place.saver.wait()
+    if signal:
+        log.info("%s: saved at step %d of the stage %s; --resume goes on from there", signal, state.step, place.stage)
+        raise Preempted(signal)
+
+
+def save(place: Place, state: TrainState, keep: int, data: dict[str, Any]) -> None:
+    """A checkpoint of the stage: whole by the first process, or in parts by all, in the background."""
+    values = {"stage": place.stage, "fallbacks": state.fallbacks, "guard": place.guard.as_values(), "data": data}
+    directory = place.run.checkpoint_dir(place.stage)
+    if keeps_parts(state, place.world):
+        keep_parts(place.saver, directory, state, place.world, values, keep)
+    elif place.world.is_main:
+        keep_whole(directory, state, values, keep)
+
+
+def require_spread(config: TrainConfig, world: World) -> None:
+    """Refuse what cannot be done with weights in parts."""
+    if config.fp8_check_every and world.layout.shard > 1:
+        raise ValueError(
+            f"fp8_check_every={config.fp8_check_every} compares gradients of whole weights, but parallel.shard="
+            f"{world.layout.shard} leaves none whole; choose fp8_check_every=0, or check with parallel.shard=1"
+        )
 
 
 def resume(place: Place, state: TrainState) -> TrainState:
-    """Go back to the stage's newest checkpoint, and drop the metrics of steps behind it."""
-    checkpoints = list_checkpoints(place.run.checkpoint_dir(place.stage))
-    if checkpoints:
-        load_weights(checkpoints[-1], state.model)
-        tensors, values = load_state(checkpoints[-1])
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            parts.setdefault(kind, {})[rest] = tensor.to(place.world.device)
-        load_optimizer_tensors(state.optimizer, parts.pop("optimizer"))
-        state.copies = {kind: [copy[str(i)] for i in range(len(copy))] for kind, copy in parts.items()}
-        if "lora" in state.copies:
-            restore(state.model, state.copies["lora"])
-            state.copies["lora"] = [parameter.data for parameter in trained_parameters(state.model)]
-        state.step, state.fallbacks = values["step"], values.get("fallbacks", {})
+    """Go back to the stage's newest good checkpoint, and drop the metrics of steps behind it."""
+    values = restore(place.run.checkpoint_dir(place.stage), state, place.world)
+    if "lora" in state.copies:
+        take_back(state.model, state.copies["lora"])
+        state.copies["lora"] = [parameter.data for parameter in trained_parameters(state.model)]
+    place.guard.restore(values.get("guard", {}))
+    place.watchdog.beat(state.step)
     if place.world.is_main:
         place.run.truncate_metrics(place.stage, state.step)
     place.world.barrier()

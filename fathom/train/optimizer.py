@@ -1,14 +1,17 @@
 """AdamW: torch's fused one, or one that keeps its moments in bfloat16 beside float32 masters (V3 3.3.3)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fathom.config import OptimizerConfig
 from fathom.kernels.optimizer import adamw_
 from fathom.model.lora import trained_parameters
+from fathom.model.parallelize import joined, local, part
 
 
 class LowMomentAdamW(torch.optim.Optimizer):
@@ -44,11 +47,14 @@ class LowMomentAdamW(torch.optim.Optimizer):
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over all parameters or, where there are adapters, theirs; norms and biases (one dimension) do not decay."""
-    parameters = trained_parameters(model)
+    """AdamW over all parameters, or the adapters' alone where there are any; of spread ones over this process's parts.
+
+    Norms and biases (one dimension) are not decayed.
+    """
+    decayed, others = _groups(model)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [_own(p) for p in decayed], "weight_decay": config.weight_decay},
+        {"params": [_own(p) for p in others], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
     if config.moments == "bfloat16":
@@ -56,8 +62,28 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
+def hand_over_gradients(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer see the gradients of the parts that it works on."""
+    owned = chain(*(group["params"] for group in optimizer.param_groups))
+    for parameter, own in zip(chain(*_groups(model)), owned, strict=True):
+        if parameter is not own:
+            assert own.data_ptr() == local(parameter.detach()).data_ptr(), "a shard has moved since the optimizer began"
+            if parameter.grad is not None:
+                own.grad = local(parameter.grad)
+
+
+def owned_parameters(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+    """Name of every parameter, the parameter, and what the optimizer works on: itself, or this process's part."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    owned = chain(*(group["params"] for group in optimizer.param_groups))
+    for parameter, own in zip(chain(*_groups(model)), owned, strict=True):
+        yield names[parameter], parameter, own
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor of the optimizer's state under a flat name, `INDEX.exp_avg` and so on."""
+    """Every tensor of the optimizer's state on this process under a flat name, `INDEX.exp_avg` and so on."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": tensor for index, entries in state.items() for name, tensor in entries.items()}
 
@@ -74,3 +100,29 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         optimizer.state[parameter][name] = tensor
         if parameter.grad is None:  # an unbroken run keeps the buffer, so decay and momentum go on without a gradient
             parameter.grad = torch.zeros_like(parameter)
+
+
+def joined_tensors(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """`optimizer_tensors` of a model that is spread, whole again; every process must ask."""
+    return {name: joined(t, like) if t.ndim else t for name, t, like in _with_parameters(tensors, model)}
+
+
+def parted_tensors(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """This process's parts of what `joined_tensors` gave."""
+    return {name: part(t, like).clone() if t.ndim else t for name, t, like in _with_parameters(tensors, model)}
+
+
+def _with_parameters(tensors: dict[str, Tensor], model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Parameter]]:
+    parameters = list(chain(*_groups(model)))
+    return ((name, tensor, parameters[int(name.split(".")[0])]) for name, tensor in tensors.items())
+
+
+def _groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trained parameters that are decayed, and the others."""
+    parameters = trained_parameters(model)
+    return [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+
+
+def _own(parameter: nn.Parameter) -> nn.Parameter:
+    """What the optimizer works on: the parameter, or the memory of this process's part of it."""
+    return nn.Parameter(local(parameter.detach())) if isinstance(parameter, DTensor) else parameter

@@ -48,6 +48,11 @@ def batch_rows(schedule: ScheduleConfig, full: int, step: int, steps: int, multi
     return max(1, round(rows / multiple)) * multiple
 
 
+def rows_before(schedule: ScheduleConfig, full: int, step: int, steps: int, multiple: int = 1) -> int:
+    """Rows of all batches before that of `step`."""
+    return sum(batch_rows(schedule, full, before, steps, multiple) for before in range(step))
+
+
 def mtp_weight(schedule: ScheduleConfig, step: int, steps: int) -> float:
     """Lambda of the MTP loss: 0.3 for V3's first 10 T tokens, 0.1 after."""
     return schedule.mtp_weight if step < schedule.mtp_switch * steps else schedule.mtp_weight_final

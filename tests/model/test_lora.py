@@ -8,7 +8,7 @@ import torch
 
 from fathom.config import AttentionConfig, LoRAConfig, ModelConfig, MoEConfig, OptimizerConfig
 from fathom.model import Transformer
-from fathom.model.lora import adapt, adapted_share, adapters, merge, restore, trained_parameters
+from fathom.model.lora import adapt, adapted_share, adapters, merge, take_back, trained_parameters
 from fathom.train.step import TrainState
 
 MODEL = ModelConfig(
@@ -81,7 +81,7 @@ def test_a_step_moves_the_adapters_and_with_them_the_weights() -> None:
     after = copy.deepcopy(model.state_dict())
     gradients(model)
     state.optimizer.step()
-    restore(model, kept)
+    take_back(model, kept)
     assert all(torch.equal(now, then) for now, then in zip(model.state_dict().values(), after.values(), strict=True))
 
 
