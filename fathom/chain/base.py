@@ -65,6 +65,8 @@ def _take_tokenizer(source: Path, run: Run, prompt: str) -> None:
         if prompt:
             raise ValueError(f"text.prompt={prompt!r} means nothing to {source}, which has a template; leave it out")
         return
+    if tokenizer.adopted and not prompt:  # of another run, whose prompt.json is copied by now
+        return
     ends = [tokenizer.entry(token) for token in published_stops(read_config(source), source)]
     Tokenizer(tokenizer.json, adopted(ChatTemplate.beside(file), ends, prompt)).save(run.tokenizer_path)
     missing = [tag for tag in (THINK, ANSWER) if len(tokenizer.encode_template(tag, whole=True)) > 1]

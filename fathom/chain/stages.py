@@ -3,18 +3,20 @@
 Every function here is called by all processes of a world; the verbs of the command line start that world.
 """
 
+import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fathom.chain.base import base_model, begins_with_base, weights_file_hash
-from fathom.chain.data import open_text, prepare_text, solved_path, solved_problems, validation_batches
+from fathom.chain.data import open_text, prepare_text, solved_problems, validation_batches
 from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
 from fathom.checkpoint.find import find_checkpoint
 from fathom.checkpoint.state import checkpoint_path, list_checkpoints, load_weights, weights_hash
-from fathom.config import Config, ModelConfig, TrainConfig
+from fathom.config import Config, GRPOConfig, ModelConfig, TrainConfig
 from fathom.eval.scores import require_samples, score_at
 from fathom.eval.suite import Answer, evaluate, random_play, tried
 from fathom.infer.speculate import speculate_greedy
@@ -28,9 +30,10 @@ from fathom.plan.hardware import HARDWARE, Devices
 from fathom.plan.layout import Layout, check
 from fathom.rl.loop import train_grpo
 from fathom.runs import Run
-from fathom.tasks import Countdown, Problem, build, distinct_problems
+from fathom.tasks import Countdown, Problem, Task, build, distinct_problems
 from fathom.tasks.task import require_held_out
 from fathom.text.chat import parse_reply, render_prompt
+from fathom.text.dialogues import DialogueIds
 from fathom.text.packing import Batch, PackedLoader
 from fathom.text.padding import DialogueLoader
 from fathom.text.tokenizer import Tokenizer
@@ -65,10 +68,17 @@ def tokenize(world: World, config: Config, run: Run, start_over: bool = True) ->
     return run_stage(run, world, config, "tokenize", inputs, work, run.tokenizer_path, start_over)
 
 
-def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
+def pretrain(
+    world: World,
+    config: Config,
+    run: Run,
+    notify: Notify = quiet,
+    start_over: bool = True,
+    stage: str = "pretrain",
+) -> Record:
     """Next-token training on the mixture of text and worked arithmetic."""
     train, rows = config.pretrain, world.rows
-    require_layout("pretrain", train, config.model, world)
+    require_layout(stage, train, config.model, world)
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -87,9 +97,9 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, sta
 
         kept = validation_batches(shards.validation, 64, train.seq_len, rows.rank, rows.size)
         model = new_model(config, world)
-        place = Place(run, "pretrain", world, compute_dtype(config, world), notify, config.resilience)
+        place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
         state = train_language(place, train, model, batch_of, kept, config.text.mask_documents)
-        return training_record(run, "pretrain", gathered(state.model), train, last_line(run, "tokenize")["data_hash"])
+        return training_record(run, stage, gathered(state.model), train, last_line(run, "tokenize")["data_hash"])
 
     inputs: dict[str, object] = {
         "model": config.model,
@@ -100,8 +110,8 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, sta
         "processes": rows.size,
         "data": last_line(run, "tokenize")["data_hash"] if world.is_main else None,
     }
-    output = checkpoint_path(run.checkpoint_dir("pretrain"), train.steps)
-    return run_stage(run, world, config, "pretrain", inputs, work, output, start_over)
+    output = checkpoint_path(run.checkpoint_dir(stage), train.steps)
+    return run_stage(run, world, config, stage, inputs, work, output, start_over)
 
 
 def sft(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
@@ -126,6 +136,32 @@ def fine_tune(
     start_over: bool = True,
 ) -> Record:
     """Supervised training on worked solutions from the weights of stage `source`; `skip` batches lie behind."""
+
+    def dialogues(tokenizer: Tokenizer) -> list[DialogueIds]:
+        if world.is_main:
+            solved_problems(config, run, tokenizer)
+        world.barrier()
+        return solved_problems(config, run, tokenizer)
+
+    return supervise(
+        world, config, run, stage, train, source, dialogues, {"task": config.task}, skip, notify, start_over
+    )
+
+
+def supervise(
+    world: World,
+    config: Config,
+    run: Run,
+    stage: str,
+    train: TrainConfig,
+    source: str,
+    dialogues: Callable[[Tokenizer], Sequence[DialogueIds]],
+    inputs: dict[str, object],
+    skip: int = 0,
+    notify: Notify = quiet,
+    start_over: bool = True,
+) -> Record:
+    """Supervised training on dialogues, which follow from `inputs`, from the weights of stage `source`."""
     require_layout(stage, train, config.model, world)
     if config.lora.rank and train.precision == "fp8":
         raise ValueError(
@@ -136,11 +172,9 @@ def fine_tune(
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
-        if world.is_main:
-            solved_problems(config, run, tokenizer)
-        world.barrier()
+        rows = dialogues(tokenizer)
         loader = DialogueLoader(
-            solved_problems(config, run, tokenizer),
+            rows,
             pad_id=tokenizer.pad_id,
             seq_len=train.seq_len,
             batch_rows=train.batch_rows,
@@ -151,12 +185,12 @@ def fine_tune(
         model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
         place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
         state = train_language(place, train, model, lambda step, rows: loader.batch(skip + step, rows))
-        return training_record(run, stage, gathered(state.model), train, file_hash(solved_path(config, run, tokenizer)))
+        return training_record(run, stage, gathered(state.model), train, dialogues_hash(rows))
 
-    inputs: dict[str, object] = {
+    inputs = {
         "train": train,
         **({"lora": config.lora} if config.lora.rank else {}),
-        "task": config.task,
+        **inputs,
         "seed": config.seed,
         "processes": world.rows.size,
         "weights": hash_of_stage(config, run, source) if world.is_main else None,
@@ -167,42 +201,61 @@ def fine_tune(
 
 def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
     """Reinforcement learning on the task, from the cold start or, as R1-Zero, from the pretrained model."""
-    if config.lora.rank and config.grpo.objective.advantage == "gae":
+    cold = config.cold_start and (not begins_with_base(config, run) or run.read_ledger("sft"))
+    source = "sft" if cold else "pretrain"
+    inputs: dict[str, object] = {"task": config.task}
+    return reinforce(
+        world, config, run, "grpo", config.grpo, source, lambda _: build(config.task), inputs, notify, start_over
+    )
+
+
+def reinforce(
+    world: World,
+    config: Config,
+    run: Run,
+    stage: str,
+    law: GRPOConfig,
+    source: str,
+    task_of: Callable[[Tokenizer], Task],
+    inputs: dict[str, object],
+    notify: Notify = quiet,
+    start_over: bool = True,
+) -> Record:
+    """Reinforcement learning on a task, which follows from `inputs`, from the weights of stage `source`."""
+    if config.lora.rank and law.objective.advantage == "gae":
         raise ValueError(
             f"lora.rank={config.lora.rank} does not go with a critic, whose whole model is trained; choose another "
             "objective, such as dr_grpo, or lora.rank=0"
         )
     require_whole(config)
-    cold = config.cold_start and (not begins_with_base(config, run) or run.read_ledger("sft"))
-    source = "sft" if cold else "pretrain"
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
         model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
-        place = Place(run, "grpo", world, compute_dtype(config, world), notify, config.resilience)
-        state = train_grpo(place, config.grpo, model, build(config.task), tokenizer, config.seed)
-        lines = run.read_metrics("grpo")
-        per_token = train_flops_per_token(model.config, config.grpo.sampling.max_tokens, mtp=False)
+        place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
+        state = train_grpo(place, law, model, task_of(tokenizer), tokenizer, config.seed)
+        lines = run.read_metrics(stage)
+        per_token = train_flops_per_token(model.config, law.sampling.max_tokens, mtp=False)
         sampled, trained = (sum(line[name] for line in lines) for name in ("rollout_tokens", "trained_tokens"))
         return {
-            "steps": config.grpo.steps,
+            "steps": law.steps,
             "tokens": int(sampled),
             "trained_tokens": int(trained),
             "flops": per_token * (sampled / 3 + trained),  # a forward pass is a third of a training step
-            "data_hash": fingerprint({"task": config.task, "seed": config.seed}),  # of what all problems follow from
+            "data_hash": fingerprint({**inputs, "seed": config.seed}),  # of what all problems follow from
             "weights_hash": weights_hash(gathered(state.model)),
         }
 
-    inputs: dict[str, object] = {
-        "grpo": config.grpo,
+    depends: dict[str, object] = {
+        "grpo": law,
         **({"lora": config.lora} if config.lora.rank else {}),
-        "task": config.task,
+        **inputs,
         "seed": config.seed,
         "processes": world.rows.size,
         "weights": hash_of_stage(config, run, source) if world.is_main else None,
     }
-    output = checkpoint_path(run.checkpoint_dir("grpo"), config.grpo.steps)
-    return run_stage(run, world, config, "grpo", inputs, work, output, start_over)
+    output = checkpoint_path(run.checkpoint_dir(stage), law.steps)
+    return run_stage(run, world, config, stage, depends, work, output, start_over)
 
 
 def evaluation(world: World, config: Config, run: Run, name: str, source: str) -> Record:
@@ -358,6 +411,15 @@ def hash_of_stage(config: Config, run: Run, stage: str) -> str:
     if stage == "pretrain" and begins_with_base(config, run):
         return weights_file_hash(find_checkpoint(Path(config.init)))
     return last_line(run, stage)["weights_hash"]
+
+
+def dialogues_hash(rows: Sequence[DialogueIds]) -> str:
+    """Hex SHA-256 of dialogues' ids, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.array([len(row.prompt), len(row.reply)], np.int64).tobytes())
+        digest.update(np.concatenate(row).astype(np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def problems_hash(problems: Sequence[Problem]) -> str:

@@ -114,4 +114,5 @@ def require_resume(run: Run, stage: str, resume: bool) -> None:
 
 def evaluation_name(run: Run) -> str:
     """Under which name the newest model's evaluation is booked, for the report to find it."""
-    return "eval_after" if newest_stage(run) == "grpo" else "eval_before"
+    names = {"grpo": "eval_after", "tune": "eval_tune", "rl": "eval_rl", "rl_preference": "eval_rl"}
+    return names.get(newest_stage(run), "eval_before")

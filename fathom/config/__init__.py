@@ -8,6 +8,7 @@ from fathom.config.lora import LoRAConfig
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
 from fathom.config.objective import ObjectiveConfig
 from fathom.config.parallel import ParallelConfig
+from fathom.config.r1 import R1Config
 from fathom.config.resilience import ResilienceConfig
 from fathom.config.rl import CriticConfig, GRPOConfig, RewardConfig
 from fathom.config.sampling import SamplingConfig
@@ -27,6 +28,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "R1Config",
     "ResilienceConfig",
     "RewardConfig",
     "RopeConfig",
@@ -76,6 +78,7 @@ class Config:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     sft_control: TrainConfig = field(default_factory=TrainConfig)  # SFT alone for as much compute as GRPO took
     eval: EvalConfig = field(default_factory=EvalConfig)
+    r1: R1Config = field(default_factory=R1Config)
 
     def __post_init__(self) -> None:
         require_choice("config", "device", self.device, ("auto", "cpu", "cuda"))

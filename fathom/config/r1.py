@@ -56,7 +56,10 @@ class R1Config:
     # the model that is taught: pretrained on the same text, tuned on what was kept
     student: ModelConfig = field(
         default_factory=lambda: ModelConfig(
-            attention=AttentionConfig(kind="gqa"), moe=MoEConfig(n_routed_experts=0), num_nextn_predict_layers=0
+            model_type="llama",
+            attention=AttentionConfig(kind="gqa"),
+            moe=MoEConfig(n_routed_experts=0),
+            num_nextn_predict_layers=0,
         )
     )
     student_pretrain: TrainConfig = field(default_factory=TrainConfig)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fathom.checkpoint.find import find_checkpoint, holds_weights
+from fathom.checkpoint.find import STAGES, find_checkpoint, holds_weights
 from fathom.checkpoint.hub import load_published
 from fathom.checkpoint.state import list_checkpoints
 from fathom.checkpoint.tokenizer import published_stops, tokenizer_file
@@ -106,7 +106,7 @@ def speaker_of_checkpoint(path: Path, device: torch.device) -> Speaker:
 
 def newest_stage(run: Run) -> str:
     """The last trained stage of the run."""
-    for stage in ("grpo", "sft", "pretrain"):
+    for stage in STAGES:
         if run.read_ledger(stage):
             return stage
     raise ValueError(f"{run.path} holds no trained model; run `fathom run laptop --out {run.path}` first")

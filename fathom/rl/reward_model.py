@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class RewardModel(Critic):
 
     step: int = 0
 
-    def score(self, rows: Sequence[Int64[np.ndarray, " T"]], pad: int) -> Float[Tensor, " N"]:
+    def score(self, rows: Sequence[NDArray[np.int64]], pad: int) -> Float[Tensor, " N"]:
         """The reward of every row, read at its last token."""
         lengths = torch.tensor([len(row) for row in rows])
         tokens = torch.full((len(rows), int(lengths.max())), pad)

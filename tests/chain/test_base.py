@@ -92,6 +92,9 @@ def test_a_published_model_is_tuned_reinforced_asked_and_exported(tmp_path: Path
     assert speaker.tokenizer.decode(speaker.encode("What?")) == begin
     assert speaker.stop_ids == {load_published(base).config.eos_token_id}
     assert speaker.opens_thinking(speaker.encode("What?"))
+    later = Run(tmp_path / "later")  # which goes on from the tuned weights
+    verbs.grpo(replace(config, init=str(run.checkpoint_dir("sft") / "step_000002")), later, resume=False)
+    assert Tokenizer.load(later.tokenizer_path).hash == speaker.tokenizer.hash
     export_checkpoint(run.checkpoint_dir("grpo") / "step_000001", tmp_path / "out")
     assert ChatTemplate.beside(tmp_path / "out" / "tokenizer.json") == ChatTemplate.beside(base / "tokenizer.json")
     assert Tokenizer.load(tmp_path / "out" / "tokenizer.json").hash == speaker.tokenizer.hash
