@@ -10,6 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -553,7 +554,10 @@ def _starting_values(verb: str, flags: list[str]) -> dict[str, Any]:
     """What the flags of `verb` lie over: a preset, or the config that a run was made with."""
     toml = _value_of(flags, "config")
     if verb in ("tokenize", "pretrain", "sft", "grpo"):
-        return {"config": load_config(_stage_base(flags), Path(toml) if toml else None, _named(flags))}
+        base = _stage_base(flags)
+        if verb in ("sft", "grpo") and (init := _value_of(flags, "init")):
+            base = _on_base(base, Path(init), _value_of(flags, "preset") is None)
+        return {"config": load_config(base, Path(toml) if toml else None, _named(flags))}
     if verb == "plan":
         return {"config": load_config(_plan_base(flags), Path(toml) if toml else None), "question": Question()}
     if verb not in ("run", "eval", "generate", "chat", "serve"):
@@ -591,6 +595,17 @@ def _stage_base(flags: list[str]) -> Config:
     if name is None and out and (Path(out) / "config.json").exists():
         return Run(out).config
     return preset(str(name or "laptop"))
+
+
+def _on_base(base: Config, init: Path, unnamed: bool) -> Config:
+    """`base` for the model of the checkpoint that --init names; a run of no preset puts its questions in words."""
+    from fathom.checkpoint.find import find_checkpoint
+    from fathom.checkpoint.hub import read_config
+
+    base = replace(base, model=read_config(find_checkpoint(init)))
+    if not unnamed:
+        return base
+    return replace(base, preset="init", task=replace(base.task, prompt=base.task.prompt or "words"), workers=1)
 
 
 def _plan_base(flags: list[str]) -> Config:

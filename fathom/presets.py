@@ -10,8 +10,10 @@ from dataclasses import replace
 from fathom.config import Config, TextConfig, TrainConfig
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
 from fathom.config.objectives import named_objective
+from fathom.config.r1 import PreferenceConfig, R1Config, RejectConfig
 from fathom.config.rl import GRPOConfig, RewardConfig
 from fathom.config.sampling import SamplingConfig
+from fathom.config.task import TaskConfig
 from fathom.config.train import OptimizerConfig, ScheduleConfig
 
 
@@ -380,6 +382,68 @@ SMALL_RUN = replace(  # one GPU, some 20 tokens a parameter; V2-Lite's rate
     ),
 )
 
+LAPTOP_R1 = replace(  # R1's later stages behind the laptop's GRPO; each as long as it takes there
+    LAPTOP,
+    preset="laptop-r1",
+    grpo=replace(LAPTOP.grpo, reward=replace(LAPTOP.grpo.reward, language=0.1)),
+    r1=R1Config(
+        enabled=True,
+        reject=RejectConfig(problems=1000, samples=4, keep=2),
+        tune=replace(LAPTOP.sft, steps=400, save_every=200),
+        preference=PreferenceConfig(pairs=2000, steps=80, rows=32),
+        rl=replace(LAPTOP.grpo, steps=160, save_every=80, reward=replace(LAPTOP.grpo.reward, language=0.1)),
+        preference_steps=40,
+        student=ModelConfig(  # dense, half as wide
+            model_type="llama",
+            vocab_size=1536,
+            hidden_size=64,
+            num_hidden_layers=2,
+            intermediate_size=256,
+            num_nextn_predict_layers=0,
+            initializer_range=0.06,
+            attention=AttentionConfig(kind="gqa", num_attention_heads=4, num_key_value_heads=2, head_dim=16),
+            moe=MoEConfig(n_routed_experts=0),
+        ),
+        student_pretrain=LAPTOP.pretrain,
+        distill=replace(LAPTOP.sft, steps=400, save_every=200),
+    ),
+)
+
+# TinyZero's task, distribution and rate (its scripts); groups compared with one another, where TinyZero has a critic
+TINYZERO = replace(
+    _published("tinyzero", _qwen2(36, 2048, 11_008, 16, 2, context=32_768)),
+    cold_start=False,
+    workers=1,
+    # nothing is pretrained: it is what one step of the reinforcement trains, for the planner
+    pretrain=TrainConfig(
+        steps=400,
+        batch_rows=512,
+        micro_batch_rows=4,
+        seq_len=1280,
+        optimizer=OptimizerConfig(lr=1e-6, weight_decay=0.0, moments="bfloat16"),
+    ),
+    task=TaskConfig(
+        numbers=4,
+        fewest_numbers=3,
+        max_number=99,
+        max_target=99,
+        operators="+-*/",
+        prompt="words",
+        held_out_share=0.125,
+    ),
+    grpo=GRPOConfig(
+        steps=400,
+        prompts=64,
+        group=8,
+        micro_batch_rows=4,
+        save_every=50,
+        reward=RewardConfig(format=0.1),
+        sampling=SamplingConfig(max_tokens=1024),
+        optimizer=OptimizerConfig(lr=1e-6, weight_decay=0.0, moments="bfloat16"),
+        schedule=ScheduleConfig(warmup_steps=5, decay="constant"),
+    ),
+)
+
 PRESETS: dict[str, Config] = {
     config.preset: config
     for config in (
@@ -387,7 +451,9 @@ PRESETS: dict[str, Config] = {
         replace(LAPTOP, preset="laptop-zero", cold_start=False),  # R1-Zero: GRPO straight from the base model
         replace(LAPTOP, preset="laptop-mul", task=replace(LAPTOP.task, operators="+-*")),
         replace(LAPTOP, preset="laptop-four", task=replace(LAPTOP.task, numbers=4)),
+        LAPTOP_R1,
         SMALL_RUN,
+        TINYZERO,
         _published("moonlight", MOONLIGHT),
         _published("v2_lite", V2_LITE, V2_LITE_PRETRAIN),
         _published("v2", V2, V2_PRETRAIN),

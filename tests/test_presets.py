@@ -122,7 +122,7 @@ def test_v3_trains_on_14_8_trillion_tokens() -> None:
 
 def test_every_preset_names_itself() -> None:
     assert all(config.preset == name for name, config in PRESETS.items())
-    assert len(PRESETS) == 28
+    assert len(PRESETS) == 30
 
 
 def test_laptop_variants_differ_where_they_say() -> None:

@@ -122,6 +122,7 @@ def solved_problems(config: Config, run: Run, tokenizer: Tokenizer) -> list[Dial
         flat = np.concatenate([part for d in dialogues for part in d]).astype(
             np.uint16 if tokenizer.vocab_size < 1 << 16 else np.uint32
         )
+        file.parent.mkdir(exist_ok=True)  # a run that begins with a published model has no shards
         partial = file.with_suffix(".partial.npz")
         np.savez(partial, flat=flat, lengths=np.array(lengths, np.int64))
         partial.replace(file)

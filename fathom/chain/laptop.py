@@ -1,4 +1,4 @@
-"""The laptop run: tokenizer, pretraining, cold start, GRPO, evaluation, controls, report (R1 2)."""
+"""A run from text to report: pretraining, cold start, GRPO, evaluation, controls (R1 2), and the later stages of R1."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fathom.chain import stages
+from fathom.chain import r1, stages
 from fathom.chain.progress import describe_stage, progress
 from fathom.chain.stage import Record
 from fathom.config import Config
@@ -52,6 +52,9 @@ def run_stages(world: World, config: Config, out: Path) -> None:
             "its evaluation",
             lambda _: stages.evaluation(world, config, directory, "eval_sft_control", "sft_control"),
         )
+    if config.r1.enabled:
+        for title, work, count in r1.steps(world, config, directory):
+            stage(title, work, count)
     if world.is_main:
         page = write(directory)
         console.print(f"Done in {time.perf_counter() - started:.0f} s. The report: {page}", highlight=False)

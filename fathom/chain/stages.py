@@ -3,20 +3,25 @@
 Every function here is called by all processes of a world; the verbs of the command line start that world.
 """
 
+import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from fathom.chain.data import open_text, prepare_text, solved_path, solved_problems, validation_batches
+from fathom.chain.base import base_model, begins_with_base, weights_file_hash
+from fathom.chain.data import open_text, prepare_text, solved_problems, validation_batches
 from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
+from fathom.checkpoint.find import find_checkpoint
 from fathom.checkpoint.state import checkpoint_path, list_checkpoints, load_weights, weights_hash
-from fathom.config import Config, ModelConfig, TrainConfig
+from fathom.config import Config, GRPOConfig, ModelConfig, TrainConfig
 from fathom.eval.scores import require_samples, score_at
 from fathom.eval.suite import Answer, evaluate, random_play, tried
 from fathom.infer.speculate import speculate_greedy
 from fathom.model import Transformer
+from fathom.model.lora import adapt
 from fathom.model.parallelize import gathered
 from fathom.parallel.mesh import replicas
 from fathom.parallel.world import World
@@ -25,9 +30,10 @@ from fathom.plan.hardware import HARDWARE, Devices
 from fathom.plan.layout import Layout, check
 from fathom.rl.loop import train_grpo
 from fathom.runs import Run
-from fathom.tasks import Countdown, Problem, build, distinct_problems
+from fathom.tasks import Countdown, Problem, Task, build, distinct_problems
 from fathom.tasks.task import require_held_out
 from fathom.text.chat import parse_reply, render_prompt
+from fathom.text.dialogues import DialogueIds
 from fathom.text.packing import Batch, PackedLoader
 from fathom.text.padding import DialogueLoader
 from fathom.text.tokenizer import Tokenizer
@@ -62,10 +68,17 @@ def tokenize(world: World, config: Config, run: Run, start_over: bool = True) ->
     return run_stage(run, world, config, "tokenize", inputs, work, run.tokenizer_path, start_over)
 
 
-def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
+def pretrain(
+    world: World,
+    config: Config,
+    run: Run,
+    notify: Notify = quiet,
+    start_over: bool = True,
+    stage: str = "pretrain",
+) -> Record:
     """Next-token training on the mixture of text and worked arithmetic."""
     train, rows = config.pretrain, world.rows
-    require_layout("pretrain", train, config.model, world)
+    require_layout(stage, train, config.model, world)
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -84,11 +97,10 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, sta
 
         kept = validation_batches(shards.validation, 64, train.seq_len, rows.rank, rows.size)
         model = new_model(config, world)
-        place = Place(run, "pretrain", world, compute_dtype(config, world), notify, config.resilience)
+        place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
         state = train_language(place, train, model, batch_of, kept, config.text.mask_documents)
-        return training_record(
-            run, "pretrain", gathered(state.model, world.mesh.pipeline), train, last_line(run, "tokenize")["data_hash"]
-        )
+        data = last_line(run, "tokenize")["data_hash"]
+        return training_record(run, stage, gathered(state.model, world.mesh.pipeline), train, data)
 
     inputs: dict[str, object] = {
         "model": config.model,
@@ -99,8 +111,8 @@ def pretrain(world: World, config: Config, run: Run, notify: Notify = quiet, sta
         "readers": readers_that_count(train, world),
         "data": last_line(run, "tokenize")["data_hash"] if world.is_main else None,
     }
-    output = checkpoint_path(run.checkpoint_dir("pretrain"), train.steps)
-    return run_stage(run, world, config, "pretrain", inputs, work, output, start_over)
+    output = checkpoint_path(run.checkpoint_dir(stage), train.steps)
+    return run_stage(run, world, config, stage, inputs, work, output, start_over)
 
 
 def sft(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
@@ -125,15 +137,45 @@ def fine_tune(
     start_over: bool = True,
 ) -> Record:
     """Supervised training on worked solutions from the weights of stage `source`; `skip` batches lie behind."""
-    require_layout(stage, train, config.model, world)
 
-    def work() -> Record:
-        tokenizer = Tokenizer.load(run.tokenizer_path)
+    def dialogues(tokenizer: Tokenizer) -> list[DialogueIds]:
         if world.is_main:
             solved_problems(config, run, tokenizer)
         world.barrier()
+        return solved_problems(config, run, tokenizer)
+
+    return supervise(
+        world, config, run, stage, train, source, dialogues, {"task": config.task}, skip, notify, start_over
+    )
+
+
+def supervise(
+    world: World,
+    config: Config,
+    run: Run,
+    stage: str,
+    train: TrainConfig,
+    source: str,
+    dialogues: Callable[[Tokenizer], Sequence[DialogueIds]],
+    inputs: dict[str, object],
+    skip: int = 0,
+    notify: Notify = quiet,
+    start_over: bool = True,
+) -> Record:
+    """Supervised training on dialogues, which follow from `inputs`, from the weights of stage `source`."""
+    require_layout(stage, train, config.model, world)
+    if config.lora.rank and train.precision == "fp8":
+        raise ValueError(
+            f"lora.rank={config.lora.rank} trains beside weights that {stage}.precision=fp8 would requantise at every "
+            "step; choose one of the two"
+        )
+    require_whole(config)
+
+    def work() -> Record:
+        tokenizer = Tokenizer.load(run.tokenizer_path)
+        rows = dialogues(tokenizer)
         loader = DialogueLoader(
-            solved_problems(config, run, tokenizer),
+            rows,
             pad_id=tokenizer.pad_id,
             seq_len=train.seq_len,
             batch_rows=train.batch_rows,
@@ -141,23 +183,18 @@ def fine_tune(
             rank=world.rows.rank,
             world=world.rows.size,
         )
-        model = model_of_stage(config, run, world, source)
+        model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
         place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
         state = train_language(place, train, model, lambda step, rows: loader.batch(skip + step, rows))
-        return training_record(
-            run,
-            stage,
-            gathered(state.model, world.mesh.pipeline),
-            train,
-            file_hash(solved_path(config, run, tokenizer)),
-        )
+        return training_record(run, stage, gathered(state.model, world.mesh.pipeline), train, dialogues_hash(rows))
 
-    inputs: dict[str, object] = {
+    inputs = {
         "train": train,
-        "task": config.task,
+        **({"lora": config.lora} if config.lora.rank else {}),
+        **inputs,
         "seed": config.seed,
         "readers": readers_that_count(train, world),
-        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+        "weights": hash_of_stage(config, run, source) if world.is_main else None,
     }
     output = checkpoint_path(run.checkpoint_dir(stage), train.steps)
     return run_stage(run, world, config, stage, inputs, work, output, start_over)
@@ -165,39 +202,66 @@ def fine_tune(
 
 def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_over: bool = True) -> Record:
     """Reinforcement learning on the task, from the cold start or, as R1-Zero, from the pretrained model."""
-    source = "sft" if config.cold_start else "pretrain"
+    cold = config.cold_start and (not begins_with_base(config, run) or run.read_ledger("sft"))
+    source = "sft" if cold else "pretrain"
+    inputs: dict[str, object] = {"task": config.task}
+    return reinforce(
+        world, config, run, "grpo", config.grpo, source, lambda _: build(config.task), inputs, notify, start_over
+    )
+
+
+def reinforce(
+    world: World,
+    config: Config,
+    run: Run,
+    stage: str,
+    law: GRPOConfig,
+    source: str,
+    task_of: Callable[[Tokenizer], Task],
+    inputs: dict[str, object],
+    notify: Notify = quiet,
+    start_over: bool = True,
+) -> Record:
+    """Reinforcement learning on a task, which follows from `inputs`, from the weights of stage `source`."""
+    if config.lora.rank and law.objective.advantage == "gae":
+        raise ValueError(
+            f"lora.rank={config.lora.rank} does not go with a critic, whose whole model is trained; choose another "
+            "objective, such as dr_grpo, or lora.rank=0"
+        )
+    require_whole(config)
     if world.layout.pipeline > 1:
         raise ValueError(
-            f"parallel.pipeline={world.layout.pipeline} spreads layers for pretrain and sft alone: grpo samples from "
-            "whole models; run grpo with --parallel.pipeline 1, whose checkpoints any cut can read"
+            f"parallel.pipeline={world.layout.pipeline} spreads layers for pretrain and sft alone: reinforcement "
+            "samples from whole models; run it with --parallel.pipeline 1, whose checkpoints any cut can read"
         )
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
-        model = model_of_stage(config, run, world, source)
-        place = Place(run, "grpo", world, compute_dtype(config, world), notify, config.resilience)
-        state = train_grpo(place, config.grpo, model, build(config.task), tokenizer, config.seed)
-        lines = run.read_metrics("grpo")
-        per_token = train_flops_per_token(model.config, config.grpo.sampling.max_tokens, mtp=False)
+        model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
+        place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
+        state = train_grpo(place, law, model, task_of(tokenizer), tokenizer, config.seed)
+        lines = run.read_metrics(stage)
+        per_token = train_flops_per_token(model.config, law.sampling.max_tokens, mtp=False)
         sampled, trained = (sum(line[name] for line in lines) for name in ("rollout_tokens", "trained_tokens"))
         return {
-            "steps": config.grpo.steps,
+            "steps": law.steps,
             "tokens": int(sampled),
             "trained_tokens": int(trained),
             "flops": per_token * (sampled / 3 + trained),  # a forward pass is a third of a training step
-            "data_hash": fingerprint({"task": config.task, "seed": config.seed}),  # of what all problems follow from
+            "data_hash": fingerprint({**inputs, "seed": config.seed}),  # of what all problems follow from
             "weights_hash": weights_hash(gathered(state.model)),
         }
 
-    inputs: dict[str, object] = {
-        "grpo": config.grpo,
-        "task": config.task,
+    depends: dict[str, object] = {
+        "grpo": law,
+        **({"lora": config.lora} if config.lora.rank else {}),
+        **inputs,
         "seed": config.seed,
         "processes": world.rows.size,
-        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+        "weights": hash_of_stage(config, run, source) if world.is_main else None,
     }
-    output = checkpoint_path(run.checkpoint_dir("grpo"), config.grpo.steps)
-    return run_stage(run, world, config, "grpo", inputs, work, output, start_over)
+    output = checkpoint_path(run.checkpoint_dir(stage), law.steps)
+    return run_stage(run, world, config, stage, depends, work, output, start_over)
 
 
 def evaluation(world: World, config: Config, run: Run, name: str, source: str) -> Record:
@@ -222,7 +286,7 @@ def evaluation(world: World, config: Config, run: Run, name: str, source: str) -
             "weights_hash": weights_hash(model),
         }
 
-    weights = last_line(run, source)["weights_hash"] if world.is_main else None
+    weights = hash_of_stage(config, run, source) if world.is_main else None
     return run_stage(run, world, config, name, evaluation_inputs(config, weights), work)
 
 
@@ -265,8 +329,7 @@ def speculation(world: World, config: Config, run: Run, source: str) -> Record:
             problems = distinct_problems(build(config.task), checked, EVALUATION_SEED)
             prompts = [render_prompt(tokenizer, problem.question) for problem in problems]
             model = model_of_stage(config, run, world, source)
-            stop = frozenset({tokenizer.eos_id})
-            report = speculate_greedy(model, prompts, stop, config.grpo.sampling.max_tokens)
+            report = speculate_greedy(model, prompts, tokenizer.stop_ids, config.grpo.sampling.max_tokens)
             tokens = sum(len(text) for text in report.texts)
             score = {
                 "equal": report.equal,
@@ -285,7 +348,7 @@ def speculation(world: World, config: Config, run: Run, source: str) -> Record:
         "checked": checked,
         "task": config.task,
         "sampling": config.grpo.sampling,
-        "weights": last_line(run, source)["weights_hash"] if world.is_main else None,
+        "weights": hash_of_stage(config, run, source) if world.is_main else None,
     }
     return run_stage(run, world, config, "mtp_check", inputs, work)
 
@@ -322,6 +385,16 @@ def readers_that_count(train: TrainConfig, world: World) -> int:
     return world.rows.size if train.schedule.batch_ramp else 1
 
 
+def require_whole(config: Config) -> None:
+    """Refuse adapters on weights that are spread."""
+    spread = {name: getattr(config.parallel, name) for name in ("shard", "expert", "pipeline", "context")}
+    if config.lora.rank and (name := next((name for name, ways in spread.items() if ways > 1), "")):
+        raise ValueError(
+            f"lora.rank={config.lora.rank} adapts weights that every process holds whole, but parallel.{name}="
+            f"{spread[name]}; leave it at 1, or lora.rank at 0"
+        )
+
+
 def new_model(config: Config, world: World) -> Transformer:
     """A model with fresh weights, or with those of the checkpoint that `init` names."""
     model = Transformer(config.model)
@@ -333,13 +406,31 @@ def new_model(config: Config, world: World) -> Transformer:
 
 
 def model_of_stage(config: Config, run: Run, world: World, stage: str) -> Transformer:
-    """The model as the newest checkpoint of a stage left it."""
+    """The model as the newest checkpoint of a stage left it; before any pretraining it is that of `config.init`."""
+    if stage == "pretrain" and begins_with_base(config, run):
+        return base_model(config, world.device)
     checkpoints = list_checkpoints(run.checkpoint_dir(stage))
     if not checkpoints:
         raise ValueError(f"{run.path} holds no checkpoint of the stage {stage}; run `fathom {stage}` first")
     model = Transformer(config.model)
     load_weights(checkpoints[-1], model)
     return model.to(world.device)
+
+
+def hash_of_stage(config: Config, run: Run, stage: str) -> str:
+    """The hash of a finished stage's weights, or of the checkpoint in `config.init` before any pretraining."""
+    if stage == "pretrain" and begins_with_base(config, run):
+        return weights_file_hash(find_checkpoint(Path(config.init)))
+    return last_line(run, stage)["weights_hash"]
+
+
+def dialogues_hash(rows: Sequence[DialogueIds]) -> str:
+    """Hex SHA-256 of dialogues' ids, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.array([len(row.prompt), len(row.reply)], np.int64).tobytes())
+        digest.update(np.concatenate(row).astype(np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def problems_hash(problems: Sequence[Problem]) -> str:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 from rich.console import Console
 
 from fathom.chain import stages
+from fathom.chain.base import adopt, begins_with_base
 from fathom.chain.examine import examine
 from fathom.chain.progress import describe_stage, progress
 from fathom.chain.stage import Record
@@ -24,8 +24,8 @@ from fathom.train.loop import Notify
 STAGES: dict[str, Callable[[World, Config, Run, Notify], Record]] = {
     "tokenize": lambda world, config, run, _: stages.tokenize(world, config, run),
     "pretrain": lambda world, config, run, notify: _pretrain(world, config, run, notify),
-    "sft": partial(stages.sft, start_over=False),
-    "grpo": partial(stages.grpo, start_over=False),
+    "sft": lambda world, config, run, notify: _on_base(stages.sft, world, config, run, notify),
+    "grpo": lambda world, config, run, notify: _on_base(stages.grpo, world, config, run, notify),
     "evaluation": lambda world, config, run, _: stages.evaluation(
         world, config, run, evaluation_name(run), newest_stage(run)
     ),
@@ -95,6 +95,13 @@ def _pretrain(world: World, config: Config, run: Run, notify: Notify) -> Record:
     return stages.pretrain(world, config, run, notify, start_over=False)
 
 
+def _on_base(stage: Callable[..., Record], world: World, config: Config, run: Run, notify: Notify) -> Record:
+    """A stage of a run that pretrained, or that begins with the checkpoint in `config.init`."""
+    if begins_with_base(config, run):
+        adopt(world, config, run)
+    return stage(world, config, run, notify, start_over=False)
+
+
 def require_resume(run: Run, stage: str, resume: bool) -> None:
     """Refuse to touch a stage that has begun unless the user asked to go on with it, or torchrun has begun it again."""
     checkpoints = list_checkpoints(run.checkpoint_dir(stage))
@@ -107,4 +114,5 @@ def require_resume(run: Run, stage: str, resume: bool) -> None:
 
 def evaluation_name(run: Run) -> str:
     """Under which name the newest model's evaluation is booked, for the report to find it."""
-    return "eval_after" if newest_stage(run) == "grpo" else "eval_before"
+    names = {"grpo": "eval_after", "tune": "eval_tune", "rl": "eval_rl", "rl_preference": "eval_rl"}
+    return names.get(newest_stage(run), "eval_before")

@@ -15,10 +15,12 @@ _WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
 CUTS: Mapping[str, str | None] = {
     "default": None,
     "gpt-2": None,
+    "smollm": None,
     "llama-bpe": _WORDS + r"|\p{N}{1,3}" + _REST,
     "qwen2": _WORDS + r"|\p{N}" + _REST,
     "deepseek-r1-qwen": _WORDS + r"|\p{N}" + _REST,
 }
+DIGIT_BY_DIGIT = ("smollm",)  # rules of GPT-2's kind that first part every digit from its neighbours
 
 
 def byte_level_tokenizer(metadata: Mapping[str, Any]) -> str | None:
@@ -32,7 +34,7 @@ def byte_level_tokenizer(metadata: Mapping[str, Any]) -> str | None:
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=cut == "llama-bpe"))
     if "qwen" in cut:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(CUTS[cut])
+    tokenizer.pre_tokenizer = _pre_tokenizer(CUTS[cut], cut in DIGIT_BY_DIGIT)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = _post_processor(metadata, tokens)
     kinds = metadata.get("tokenizer.ggml.token_type", [])
@@ -42,9 +44,12 @@ def byte_level_tokenizer(metadata: Mapping[str, Any]) -> str | None:
     return tokenizer.to_str(pretty=True)
 
 
-def _pre_tokenizer(cut: str | None) -> pre_tokenizers.PreTokenizer:
+def _pre_tokenizer(cut: str | None, parts_digits: bool) -> pre_tokenizers.PreTokenizer:
     if cut is None:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        return (
+            pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]) if parts_digits else words
+        )
     split = pre_tokenizers.Split(Regex(cut), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 

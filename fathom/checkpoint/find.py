@@ -6,7 +6,7 @@ from fathom.checkpoint.manifest import MANIFEST
 from fathom.checkpoint.state import list_checkpoints
 from fathom.checkpoint.tensors import INDEX, SINGLE
 
-STAGES = ("grpo", "sft", "pretrain")  # the furthest trained first
+STAGES = ("rl_preference", "rl", "tune", "grpo", "sft", "pretrain")  # the furthest trained first
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fathom.config.checks import require_choice, require_positive
+from fathom.config.lora import LoRAConfig
 from fathom.config.model import AttentionConfig, ModelConfig, MoEConfig, RopeConfig
 from fathom.config.objective import ObjectiveConfig
 from fathom.config.parallel import ParallelConfig
+from fathom.config.r1 import R1Config
 from fathom.config.resilience import ResilienceConfig
 from fathom.config.rl import CriticConfig, GRPOConfig, RewardConfig
 from fathom.config.sampling import SamplingConfig
@@ -20,11 +22,13 @@ __all__ = [
     "CriticConfig",
     "EvalConfig",
     "GRPOConfig",
+    "LoRAConfig",
     "MoEConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "R1Config",
     "ResilienceConfig",
     "RewardConfig",
     "RopeConfig",
@@ -61,11 +65,12 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute precision; auto is float32 on a CPU
     workers: int = 2  # data-parallel processes on this machine, one thread each on a CPU
     cold_start: bool = True  # supervised fine-tuning on worked solutions before GRPO; False is R1-Zero (R1 2.2)
-    init: str = ""  # checkpoint directory to start from instead of fresh weights
+    init: str = ""  # checkpoint directory to start from instead of fresh weights, imported or of another run
     dollars_per_hour: float = 0.10  # price of this machine, for the report's cost
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     text: TextConfig = field(default_factory=TextConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     pretrain: TrainConfig = field(default_factory=TrainConfig)
@@ -73,6 +78,7 @@ class Config:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     sft_control: TrainConfig = field(default_factory=TrainConfig)  # SFT alone for as much compute as GRPO took
     eval: EvalConfig = field(default_factory=EvalConfig)
+    r1: R1Config = field(default_factory=R1Config)
 
     def __post_init__(self) -> None:
         require_choice("config", "device", self.device, ("auto", "cpu", "cuda"))

@@ -21,6 +21,7 @@ class TextConfig:
     fim_rate: float = 0.1  # share of text documents reordered prefix-suffix-middle (V3 4.1)
     validation_share: float = 0.02  # share of documents kept for the validation loss
     mask_documents: bool = False  # hide a packed row's earlier documents; V3 4.1 does not
+    prompt: str = ""  # what stands around {question} for a published model that has no template of ours; own words
 
     def __post_init__(self) -> None:
         require_positive("text", vocab_size=self.vocab_size)

@@ -15,7 +15,7 @@ from fathom.parallel.world import World
 from fathom.tasks import Countdown, GradingError, Problem, Task
 from fathom.tasks.answer import canonical
 from fathom.tasks.countdown import count_tries
-from fathom.text.chat import parse_reply, render_prompt
+from fathom.text.chat import parse_reply, read_reply, render_prompt
 from fathom.text.tokenizer import Tokenizer
 
 
@@ -86,13 +86,12 @@ def answer_problems(
     places: Sequence[int],
 ) -> list[Answer]:
     """`samples` answers to each problem; `places` number the problems, so that a draw depends on its problem alone."""
-    stop = frozenset({tokenizer.eos_id})
     requests = [
         Request(
             prompt=render_prompt(tokenizer, problem.question),
             sampling=sampling,
             seed=random.Random(f"{seed}/{place}").getrandbits(48),
-            stop_ids=stop,
+            stop_ids=tokenizer.stop_ids,
             n=samples,
         )
         for problem, place in zip(problems, places, strict=True)
@@ -100,7 +99,7 @@ def answer_problems(
     answers: list[Answer] = []
     for problem, pieces in zip(problems, engine.generate(requests), strict=True):
         for piece in pieces:
-            reply = tokenizer.decode([token for token in piece.tokens if token not in stop])
+            reply = read_reply(tokenizer, piece.tokens)
             verdict = judge(task, problem, reply)
             greedy = sampling.temperature == 0
             answers.append(Answer(problem, greedy, reply, verdict is True, len(piece.tokens), verdict is None))

@@ -17,7 +17,7 @@ from fathom.infer.speculation import Drafts, Plain, Speculation
 from fathom.infer.tables import Tables
 from fathom.infer.traces import Traces
 from fathom.infer.verify import Rule
-from fathom.model import CacheSlots, LatentCache, PagedSlots, RoutingTrace, Slots, Streamed, Transformer, streams
+from fathom.model import CacheSlots, LatentCache, PagedSlots, RoutingTrace, Streamed, Transformer, streams
 from fathom.model.cache import note_experts, noted_experts
 from fathom.model.decode import has_fused_step
 
@@ -158,7 +158,9 @@ class Runner:
         """The prompt of a row and what it drew."""
         return [*self.rows.tenants[row].request.prompt, *self.rows.tokens_from(row, 0)]
 
-    def states(self, tokens: Int[Tensor, "N T"], slots: Slots, routed: bool | None = None) -> Float[Tensor, "N T D"]:
+    def states(
+        self, tokens: Int[Tensor, "N T"], slots: CacheSlots | PagedSlots, routed: bool | None = None
+    ) -> Float[Tensor, "N T D"]:
         """Run the model over tokens and, for rows that ask or with `routed`, keep the experts beside the cache."""
         if not (self.rows.routed if routed is None else routed):
             return self.reader(tokens, slots=slots)

@@ -1,6 +1,5 @@
 """A trained model that can be asked: the newest of a run, or a checkpoint with its tokenizer."""
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from fathom.checkpoint.find import find_checkpoint, holds_weights
+from fathom.checkpoint.find import STAGES, find_checkpoint, holds_weights
 from fathom.checkpoint.hub import load_published
 from fathom.checkpoint.state import list_checkpoints
+from fathom.checkpoint.tokenizer import published_stops, tokenizer_file
 from fathom.config import SamplingConfig
 from fathom.infer.request import Request
 from fathom.model import Transformer
@@ -82,7 +82,7 @@ def speaker_of_run(run: Run, device: torch.device) -> Speaker:
     return Speaker(
         load_published(checkpoints[-1], device=device),
         tokenizer,
-        frozenset({tokenizer.eos_id}),
+        tokenizer.stop_ids,
         uses_template=True,
         sampling=config.grpo.sampling,
         name=f"{stage}/{checkpoints[-1].name}",
@@ -92,42 +92,31 @@ def speaker_of_run(run: Run, device: torch.device) -> Speaker:
 def speaker_of_checkpoint(path: Path, device: torch.device) -> Speaker:
     """The model of a checkpoint; ValueError where no tokenizer goes with it."""
     model = load_published(find_checkpoint(path), device=device)
-    files = [path / "tokenizer.json", path.parent.parent / "tokenizer.json"]  # RUN/STAGE/step_000050 has its run's
-    found = [file for file in files[: 2 if path.name.startswith("step_") else 1] if file.exists()]
-    if not found:
-        raise ValueError(f"{path} holds no tokenizer.json; put the one that the model was trained with beside it")
-    tokenizer = Tokenizer.load(found[0])
-    ours = _knows_template(tokenizer)
+    file = tokenizer_file(path)
+    tokenizer = Tokenizer.load(file)
+    ours = knows_template(tokenizer)
     return Speaker(
         model,
         tokenizer,
-        frozenset({tokenizer.eos_id}) if ours else _published_stops(model, path),
+        tokenizer.stop_ids if ours else frozenset(published_stops(model.config, path)),
         uses_template=ours,
         sampling=SamplingConfig(),
         name=path.resolve().name,
-        chat=None if ours else ChatTemplate.beside(found[0]),
+        chat=None if ours else ChatTemplate.beside(file),
     )
 
 
 def newest_stage(run: Run) -> str:
     """The last trained stage of the run."""
-    for stage in ("grpo", "sft", "pretrain"):
+    for stage in STAGES:
         if run.read_ledger(stage):
             return stage
     raise ValueError(f"{run.path} holds no trained model; run `fathom run laptop --out {run.path}` first")
 
 
-def _knows_template(tokenizer: Tokenizer) -> bool:
+def knows_template(tokenizer: Tokenizer) -> bool:
+    """Whether questions to its model are put as Fathom puts them."""
     try:
         return tokenizer.eos_id not in render_prompt(tokenizer, "")
     except ValueError:  # an entry is missing
         return False
-
-
-def _published_stops(model: Transformer, path: Path) -> frozenset[int]:
-    """End-of-sequence ids: those of generation_config.json, where several may stand, else the config's."""
-    stops: int | list[int] | None = model.config.eos_token_id
-    file = path / "generation_config.json"
-    if file.exists():
-        stops = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", stops)
-    return frozenset([] if stops is None else [stops] if isinstance(stops, int) else stops)

@@ -1,5 +1,7 @@
 """The two layers that everything else is made of: a linear map and an RMSNorm."""
 
+from typing import Protocol
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,13 +13,24 @@ from fathom.kernels.norm import rms_norm
 from fathom.kernels.owed import Owed, linear_owed
 
 
+class GradientPath(Protocol):
+    """Part of a weight that is trained apart from it."""
+
+    def gradient_path(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        """Zeros, whose gradient is the part's."""
+        ...
+
+
 class Linear(nn.Linear):
     """torch's linear map, by the faster product of this processor, or with FP8 inputs."""
 
     fp8: Fp8Layer | None = None  # set by `precision.use_fp8`
     owed: Owed | None = None  # where the gradient of the weight waits; set by `pipeline.defer_weight_gradients`
+    adapter: "GradientPath | None" = None  # set by `lora.adapt`
 
     def forward(self, input: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        if self.adapter is not None and torch.is_grad_enabled():
+            return gemm.linear(input, self.weight, self.bias) + self.adapter.gradient_path(input)
         if self.fp8 is not None:
             return fp8_linear(input, self.weight, self.bias, self.fp8)
         if self.owed is not None and torch.is_grad_enabled():

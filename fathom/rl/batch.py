@@ -1,7 +1,7 @@
 """Episodes as padded arrays, cut into micro-batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from fathom.config import GRPOConfig
 from fathom.rl.grpo import advantages, overlong_penalty
 from fathom.rl.rollout import Episode
 
+SHARING_PAYS = 0.25  # share of repeated prompt tokens from which two passes cost less than one
 MIN_WIDTH = 3  # tokens of a row: what the MTP module needs for one prediction
 
 
@@ -35,6 +36,9 @@ class GroupBatch:
     valid: NDArray[np.float32]  # (N, T), 0 on padding
     advantages: NDArray[np.float32]  # (N,); the rewards where a critic turns them into advantages
     truncated: NDArray[np.bool_]  # (N,)
+    groups: NDArray[np.int64]  # (N,) rows of one group begin with the same prompt
+    prompts: NDArray[np.int64]  # (N,) its tokens
+    shares: bool = False  # whether a pass computes each prompt once
     notes: Notes | None = None  # what was true before the first update
 
     def rows(self, index: NDArray[np.int64]) -> "GroupBatch":
@@ -48,6 +52,8 @@ class GroupBatch:
             valid=valid[:, :width],
             advantages=self.advantages[index],
             truncated=self.truncated[index],
+            groups=self.groups[index],
+            prompts=self.prompts[index],
         )
 
 
@@ -69,7 +75,16 @@ def collate(episodes: Sequence[Episode], config: GRPOConfig) -> GroupBatch:
     rewards = shaped_rewards(episodes, config)
     if config.objective.advantage != "gae":
         rewards = advantages(rewards, torch.tensor([e.group for e in episodes]), config.objective)
-    return GroupBatch(tokens, mask, sampled, valid, rewards.numpy(), np.array([e.truncated for e in episodes]))
+    return GroupBatch(
+        tokens=tokens,
+        mask=mask,
+        sampled=sampled,
+        valid=valid,
+        advantages=rewards.numpy(),
+        truncated=np.array([e.truncated for e in episodes]),
+        groups=np.array([e.group for e in episodes]),
+        prompts=np.array([len(e.prompt) for e in episodes]),
+    )
 
 
 def shaped_rewards(episodes: Sequence[Episode], config: GRPOConfig) -> Tensor:
@@ -90,12 +105,32 @@ def nothing() -> GroupBatch:
         valid=np.zeros((1, MIN_WIDTH), np.float32),
         advantages=np.zeros(1, np.float32),
         truncated=np.zeros(1, np.bool_),
+        groups=np.zeros(1, np.int64),
+        prompts=np.ones(1, np.int64),
     )
 
 
-def by_length(batch: GroupBatch, rows: NDArray[np.int64], size: int) -> list[GroupBatch]:
-    """Micro-batches of rows of like length, so that little is padding; never none."""
+def in_micro_batches(batch: GroupBatch, rows: NDArray[np.int64], size: int) -> list[GroupBatch]:
+    """Micro-batches of at most `size` rows; never none.
+
+    Rows of like length go together, so that little is padding; where prompts are long, rows of like prompt, so that
+    each is computed once.
+    """
     if not len(rows):
         return [nothing()]
-    ordered = rows[np.argsort(batch.valid[rows].sum(1), kind="stable")]
-    return [batch.rows(ordered[at : at + size]) for at in range(0, len(ordered), size)]
+    shares = repeated_share(batch, rows) >= SHARING_PAYS
+    lengths = batch.valid[rows].sum(1)
+    if shares:
+        longest = {group: lengths[batch.groups[rows] == group].max() for group in np.unique(batch.groups[rows])}
+        ordered = rows[np.lexsort((batch.groups[rows], [longest[group] for group in batch.groups[rows]]))]
+    else:
+        ordered = rows[np.argsort(lengths, kind="stable")]
+    cut = [batch.rows(ordered[at : at + size]) for at in range(0, len(ordered), size)]
+    return [replace(micro, shares=True) for micro in cut] if shares else cut
+
+
+def repeated_share(batch: GroupBatch, rows: NDArray[np.int64]) -> float:
+    """The share of the rows' tokens that repeat a prompt which another row has."""
+    _, first = np.unique(batch.groups[rows], return_index=True)
+    prompts = batch.prompts[rows]
+    return float((prompts.sum() - prompts[first].sum()) / max(1.0, batch.valid[rows].sum()))

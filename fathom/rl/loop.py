@@ -13,7 +13,7 @@ from fathom.config import GRPOConfig
 from fathom.infer.engine import Engine
 from fathom.model import Transformer
 from fathom.model.parallelize import is_spread, parallelize
-from fathom.rl.batch import GroupBatch, by_length, collate, nothing
+from fathom.rl.batch import GroupBatch, collate, in_micro_batches, nothing
 from fathom.rl.critic import CriticState
 from fathom.rl.gae import whiten
 from fathom.rl.grpo import denominator, loss_mask, metric_means
@@ -86,7 +86,7 @@ def update(
     """One optimizer step per mini-batch of the rollout; `state.step` counts rollouts."""
     batch = collate(rollout.kept, config)
     order = np.random.default_rng(state.step).permutation(len(batch.tokens))
-    updates = [by_length(batch, rows, config.micro_batch_rows) for rows in np.array_split(order, config.updates)]
+    updates = [in_micro_batches(batch, rows, config.micro_batch_rows) for rows in np.array_split(order, config.updates)]
     if is_spread(state.model):
         updates = in_step(updates, place)
     if critic or config.updates > 1:  # all of them are judged against the policy before the first

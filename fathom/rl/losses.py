@@ -8,6 +8,7 @@ from torch import Tensor
 from fathom.config import GRPOConfig
 from fathom.kernels.cross_entropy import TokenLogprobs, token_logprobs
 from fathom.model import RoutingTrace, Transformer
+from fathom.model.shared import Shared, forward_shared
 from fathom.rl.batch import GroupBatch, Notes
 from fathom.rl.critic import Critic
 from fathom.rl.divergence import kl
@@ -26,7 +27,7 @@ def policy_logprobs(
     Only places where the policy chose reach the head; elsewhere the log-probability is 0.
     """
     tokens = torch.from_numpy(batch.tokens).to(device)
-    hidden = model(tokens, trace=trace)
+    hidden = _states(model, tokens, batch, trace)
     at = torch.from_numpy(batch.mask).to(device).flatten().nonzero().squeeze(1)
     out = token_logprobs(
         hidden[:, :-1].flatten(0, 1).index_select(0, at),
@@ -121,6 +122,14 @@ def critic_losses(critic: Critic, config: GRPOConfig, tokens: float, device: tor
     values = critic(torch.from_numpy(batch.tokens).to(device))[:, :-1]
     loss, parts = value_loss(values, notes.values, notes.returns, trained, config.critic.value_clip, tokens)
     return Losses(loss, parts, [])
+
+
+def _states(model: Transformer, tokens: Tensor, batch: GroupBatch, trace: RoutingTrace | None) -> Tensor:
+    """(N, T, D) behind the final norm."""
+    if not batch.shares:
+        return model(tokens, trace=trace)
+    groups, lengths = (torch.from_numpy(a).to(tokens.device) for a in (batch.groups, batch.prompts))
+    return forward_shared(model, tokens, Shared.of(groups, lengths, tokens.shape[1]), trace or RoutingTrace())
 
 
 def _placed(values: Tensor, at: Tensor, batch: GroupBatch) -> Tensor:

@@ -9,7 +9,7 @@ from fathom.infer.engine import Engine
 from fathom.infer.request import Piece, Request
 from fathom.rl.reward import Reward, score
 from fathom.tasks import Problem, Task
-from fathom.text.chat import render_prompt
+from fathom.text.chat import read_reply, render_prompt
 from fathom.text.tokenizer import Tokenizer
 
 
@@ -64,7 +64,7 @@ def roll_out(
                 prompt=render_prompt(tokenizer, problem.question),
                 sampling=config.sampling,
                 seed=rng.getrandbits(48),
-                stop_ids=frozenset({tokenizer.eos_id}),
+                stop_ids=tokenizer.stop_ids,
                 n=config.group,
             )
             for problem in problems
@@ -97,6 +97,6 @@ def judge(
     version: int,
 ) -> Episode:
     """Grade one finished answer."""
-    reward = score(task, problem, tokenizer.decode(piece.tokens), config.reward)
+    reward = score(task, problem, read_reply(tokenizer, piece.tokens), config.reward)
     cut = piece.finish != "stop"
     return Episode(problem, group, list(request.prompt), piece.tokens, piece.logprobs, cut, reward, version)

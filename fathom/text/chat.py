@@ -41,6 +41,7 @@ __all__ = [
     "USER",
     "Reply",
     "parse_reply",
+    "read_reply",
     "render_begun",
     "render_dialogue",
     "render_prompt",
@@ -57,28 +58,45 @@ class Reply:
 
     thinking: str
     answer: str | None  # None unless exactly one answer, not blank, follows the thinking
-    well_formed: bool  # thinking, answer and nothing else, in the order of the template
+    well_formed: bool  # thinking, answer and nothing but space else, in the order of the template
 
 
 def render_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """Ids that put `question` and open the thinking; special tokens spelled out in the question stay text."""
+    if tokenizer.adopted:
+        before, behind = tokenizer.adopted.around
+        asked = tokenizer.encode(question)
+        return [*tokenizer.encode_template(before), *asked, *tokenizer.encode_template(behind, whole=True)]
     opening = [tokenizer.bos_id, tokenizer.id_of(USER)]
     return [*opening, *tokenizer.encode(question), tokenizer.id_of(ASSISTANT), tokenizer.id_of(THINK)]
 
 
 def render_reply(tokenizer: Tokenizer, reply: str) -> list[int]:
     """Ids of `THINKING</think><answer>ANSWER</answer>` and the end of the reply."""
-    return [*tokenizer.encode_template(reply), tokenizer.eos_id]
+    return [*tokenizer.encode_template(reply, whole=True), tokenizer.eos_id]
+
+
+def read_reply(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of a reply as far as the first id that ends it."""
+    ends = [place for place, token in enumerate(tokens) if token in tokenizer.stop_ids]
+    return tokenizer.decode(tokens[: ends[0]] if ends else tokens)
 
 
 def render_dialogue(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of a dialogue that ends with the user's turn, and of the opened thinking.
+    """Ids of a dialogue that ends with the user's turn, and of the opened thinking, in Fathom's template.
 
     A message has `role`, user or assistant in turns, and `content`. What an assistant said is taken apart as a reply;
     where it is none, and in all the user says, special tokens spelled out stay text. Raises ValueError for other roles
     and orders.
     """
     roles = [message["role"] for message in messages]
+    if tokenizer.adopted and roles == ["user"]:
+        return render_prompt(tokenizer, messages[0]["content"])
+    if tokenizer.adopted:
+        raise ValueError(
+            f"the roles of messages are {', '.join(roles) or 'none'}, but this model was trained on single questions; "
+            "give one message of the user"
+        )
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         raise ValueError(
             f"the roles of messages are {', '.join(roles) or 'none'}, but this model knows user and assistant "
@@ -123,7 +141,7 @@ def parse_reply(text: str) -> Reply:
     return Reply(
         thinking=thinking,
         answer=answer,
-        well_formed=bool(closed) and regular and answer is not None and rest == f"{ANSWER}{answer}{ANSWER_END}",
+        well_formed=bool(closed) and regular and answer is not None and rest.strip() == f"{ANSWER}{answer}{ANSWER_END}",
     )
 
 

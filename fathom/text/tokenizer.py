@@ -18,6 +18,7 @@ from jaxtyping import Integer
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BytePairEncoder
 
+from fathom.text.adopted import Adopted
 from fathom.text.special import BOS, EOS, PAD, SPECIAL_TOKENS
 
 INTEGERS = 1000  # 0 to 999 are single tokens
@@ -48,8 +49,9 @@ class Tokenizer:
     in which `<think>` and its like are meant.
     """
 
-    def __init__(self, serialized: str) -> None:
-        """Take the JSON text of a `tokenizer.json`."""
+    def __init__(self, serialized: str, adopted: Adopted | None = None) -> None:
+        """Take the JSON text of a `tokenizer.json`, and how a published model is asked where it is one's own."""
+        self.adopted = adopted
         self._template = BytePairEncoder.from_str(serialized)
         self._plain = BytePairEncoder.from_str(_all_special(serialized))
         self._plain.encode_special_tokens = True
@@ -71,13 +73,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
-        """Read a `tokenizer.json`; ValueError if there is none or it is broken."""
+        """Read a `tokenizer.json`, and a prompt.json beside it; ValueError if there is none or it is broken."""
         try:
             serialized = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise ValueError(f"{path} does not exist; run `fathom tokenize` first") from error
         try:
-            return cls(serialized)
+            return cls(serialized, Adopted.beside(Path(path)))
         except Exception as error:  # the parser raises plain Exception
             raise ValueError(f"{path} is not a tokenizer.json ({error}); run `fathom tokenize` again") from error
 
@@ -87,6 +89,8 @@ class Tokenizer:
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             temporary.write_text(self.json, encoding="utf-8")
+            if self.adopted:
+                self.adopted.save(path)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -127,6 +131,13 @@ class Tokenizer:
             raise ValueError(f"the tokenizer has no entry {token!r}; train one with `fathom tokenize`")
         return found
 
+    def entry(self, token: int) -> str:
+        """The vocabulary entry of an id; ValueError if there is none."""
+        found = self._template.id_to_token(token)
+        if found is None:
+            raise ValueError(f"the tokenizer has no entry of id {token}; its highest is {self.vocab_size - 1}")
+        return found
+
     @cached_property
     def json(self) -> str:
         """The content of `tokenizer.json`."""
@@ -134,8 +145,8 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """Hex SHA-256 of the JSON: equal hashes cut text equally."""
-        return hashlib.sha256(self.json.encode()).hexdigest()
+        """Hex SHA-256 of the JSON and of how questions are put: equal hashes cut text equally."""
+        return hashlib.sha256(f"{self.json}{self.adopted or ''}".encode()).hexdigest()
 
     @cached_property
     def vocab_size(self) -> int:
@@ -145,17 +156,22 @@ class Tokenizer:
     @cached_property
     def pad_id(self) -> int:
         """Id that fills rows beyond their text."""
-        return self.id_of(PAD)
+        return self.id_of(self.adopted.pad if self.adopted else PAD)
 
     @cached_property
     def bos_id(self) -> int:
-        """Id that opens every document and prompt."""
+        """Id that opens every document and prompt of Fathom's own tokenizers."""
         return self.id_of(BOS)
 
     @cached_property
     def eos_id(self) -> int:
         """Id that ends every document and reply."""
-        return self.id_of(EOS)
+        return self.id_of(self.adopted.stop[0] if self.adopted else EOS)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a reply of the model."""
+        return frozenset(map(self.id_of, self.adopted.stop)) if self.adopted else frozenset({self.eos_id})
 
 
 class TokenStream:

@@ -12,6 +12,7 @@ import torch
 from fathom.checkpoint.sharded import Saver
 from fathom.config import ResilienceConfig, TrainConfig
 from fathom.model import Transformer
+from fathom.model.lora import take_back, trained_parameters
 from fathom.model.parallelize import let_go, parallelize
 from fathom.model.precision import fp8_layers, use_fp8
 from fathom.parallel.balance import Forecast
@@ -299,6 +300,9 @@ def require_spread(config: TrainConfig, world: World) -> None:
 def resume(place: Place, state: TrainState) -> TrainState:
     """Go back to the stage's newest good checkpoint, and drop the metrics of steps behind it."""
     values = restore(place.run.checkpoint_dir(place.stage), state, place.world)
+    if "lora" in state.copies:
+        take_back(state.model, state.copies["lora"])
+        state.copies["lora"] = [parameter.data for parameter in trained_parameters(state.model)]
     place.guard.restore(values.get("guard", {}))
     place.watchdog.beat(state.step)
     if place.world.is_main:

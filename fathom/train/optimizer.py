@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from fathom.config import OptimizerConfig
 from fathom.kernels.optimizer import adamw_
+from fathom.model.lora import trained_parameters
 from fathom.model.parallelize import joined, local, part
 
 
@@ -46,7 +47,7 @@ class LowMomentAdamW(torch.optim.Optimizer):
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over all parameters, of those that are spread over this process's parts.
+    """AdamW over all parameters, or the adapters' alone where there are any; of spread ones over this process's parts.
 
     Norms and biases (one dimension) are not decayed.
     """
@@ -117,8 +118,8 @@ def _with_parameters(tensors: dict[str, Tensor], model: nn.Module) -> Iterator[t
 
 
 def _groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that are decayed, and the others."""
-    parameters = list(model.parameters())
+    """The trained parameters that are decayed, and the others."""
+    parameters = trained_parameters(model)
     return [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
 
 

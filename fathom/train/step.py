@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from fathom.config import OptimizerConfig
 from fathom.model import Transformer, update_selection_bias
+from fathom.model.lora import adapters, merge, trained_parameters
 from fathom.model.parallelize import before_micro_batch, copies_of, count_replica_sums, is_spread, let_go, local
 from fathom.model.precision import forget_codes
 from fathom.parallel.world import World
@@ -54,6 +55,13 @@ class TrainState:
     @staticmethod
     def start(model: Transformer, config: OptimizerConfig) -> "TrainState":
         state = TrainState(model, build_optimizer(config, model))
+        if adapters(model):
+            state.copies["lora"] = [parameter.data for parameter in trained_parameters(model)]
+
+            def after(*_: object) -> None:
+                merge(model)
+
+            state.optimizer.register_step_post_hook(after)
         if config.ema_decay:
             state.keep_copy("ema")
         return state
@@ -139,7 +147,9 @@ def sum_over_world(model: nn.Module, parts: dict[str, Tensor], loads: list[Tenso
     if world.tokens.size == 1:
         return
     # which weights have a gradient follows from the config alone, so the message has one form everywhere
-    gradients = [] if isinstance(model, FSDPModule) else [p.grad for p in model.parameters() if p.grad is not None]
+    gradients = (
+        [] if isinstance(model, FSDPModule) else [p.grad for p in trained_parameters(model) if p.grad is not None]
+    )
     world.mesh.expert_data.sum([local(g) for g in gradients if isinstance(g, DTensor)], "gradients")
     own = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
     world.tokens.sum(own + [parts[name] for name in sorted(parts)] + loads, "gradients" if own else "sums")
@@ -161,7 +171,7 @@ def update(
     model, spread = state.model, is_spread(state.model)
     if spread:
         hand_over_gradients(model, state.optimizer)
-    parameters = list(model.parameters())
+    parameters = trained_parameters(model)
     gradients = _locals(p.grad for p in parameters if p.grad is not None)
     if spread and norm is None:
         norm = spread_norm(parameters, world)
@@ -183,7 +193,9 @@ def update(
     if spread:
         forget_codes(model)  # of gathered weights, whose versions FSDP leaves as they are
     else:
-        torch.autograd.graph.increment_version(parameters)  # fused AdamW does not, and FP8 codes are kept by version
+        torch.autograd.graph.increment_version(
+            list(model.parameters())
+        )  # fused AdamW does not, and FP8 codes are kept by version
     state.optimizer.zero_grad(set_to_none=False)  # one buffer a gradient for the whole run
     stacked = _stack(loads)
     if rates.bias_speed and loads:

@@ -25,7 +25,7 @@ from fathom.config import (
 from fathom.config.objectives import named_objective
 from fathom.model import Transformer
 from fathom.parallel.world import World, choose_device, launch
-from fathom.rl.batch import by_length, collate
+from fathom.rl.batch import collate, in_micro_batches
 from fathom.rl.critic import CriticState
 from fathom.rl.loop import update, update_critic, update_once, whitened
 from fathom.rl.losses import take_notes
@@ -157,7 +157,7 @@ def compare_with_a_critic(world: World, path: Path) -> dict[str, object]:
     mine = [e for e in episodes_of(0) if e.group % world.size == world.rank]
     notes = [
         take_notes(state.model, None, critic.model, micro, config, place)
-        for micro in by_length(collate(mine, config), np.arange(len(mine)), 4)
+        for micro in in_micro_batches(collate(mine, config), np.arange(len(mine)), 4)
     ]
     (micros,) = whitened([notes], config, place)
     rates = Rates(lr=1e-3, clip_norm=0.0, bias_speed=0.0)

@@ -16,7 +16,7 @@ from fathom.infer.engine import Engine
 from fathom.model import Transformer
 from fathom.model.moe import moe_layers
 from fathom.parallel.world import World
-from fathom.rl.batch import by_length, collate, nothing
+from fathom.rl.batch import collate, in_micro_batches, nothing
 from fathom.rl.grpo import advantages, policy_loss
 from fathom.rl.loop import share, train_grpo, update
 from fathom.rl.losses import draft_loss, grpo_losses, policy_logprobs
@@ -350,12 +350,37 @@ def test_micro_batches_hold_rows_of_like_length_and_no_wider_than_needed(policy)
     lengths = [2, 9, 4, 7, 3]
     rows = [episode([1, 3], [5] * n, 0, float(n)) for n in lengths]
     batch = collate(rows, policy.config)
-    micros = by_length(batch, np.arange(5), 2)
+    micros = in_micro_batches(batch, np.arange(5), 2)
     assert [micro.tokens.shape for micro in micros] == [(2, 5), (2, 9), (1, 11)]
     assert [micro.mask.sum(1).tolist() for micro in micros] == [[2, 3], [4, 7], [9]]
-    (only,) = by_length(batch, np.arange(0), 2)
+    (only,) = in_micro_batches(batch, np.arange(0), 2)
     assert only.mask.sum() == only.valid.sum() == 0
     assert only.tokens.shape == nothing().tokens.shape
+
+
+def test_an_update_is_the_same_where_long_prompts_are_computed_once(policy, monkeypatch, tmp_path: Path) -> None:
+    prompts = [[1, 3, *range(20, 32), 5], [1, 3, *range(22, 38), 5]]
+    lengths = [[2, 9, 4], [7, 3, 5]]
+    rows = [
+        episode(prompts[group], [*range(12, 12 + n), 2], group, float(n % 2))
+        for group in (1, 0)
+        for n in lengths[group]
+    ]
+    rollout = Rollout(rows, rows, 0, sum(len(e.completion) for e in rows))
+    objective = ObjectiveConfig(kl_beta=0.1)
+    found: list[torch.Tensor] = []
+    losses: list[object] = []
+    for pays in (0.25, 2.0):
+        monkeypatch.setattr("fathom.rl.batch.SHARING_PAYS", pays)
+        state, config = descent(policy, objective=objective, mtp_weight=0.3, micro_batch_rows=4)
+        micros = in_micro_batches(collate(rows, config), np.arange(6), 4)
+        assert [micro.shares for micro in micros] == [pays < 1] * 2
+        metrics = update(place(tmp_path), config, state, Reference(state, config), rollout)
+        found.append(flat(state.model) - flat(policy.model))
+        losses.append(metrics["loss"])
+    assert float(found[1].abs().max()) > 1e-3
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=2e-6)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_the_reference_is_the_start_and_then_the_policy_of_every_so_many_steps(policy) -> None:
