@@ -341,7 +341,7 @@ def bench(
     int8: Annotated[bool | None, arg(help="decode: weights of 8 bits, on a CPU")] = None,
     run: Annotated[Path | None, arg(help="speculation: a run or checkpoint whose model has an MTP module")] = None,
 ) -> None:
-    """Measure speed beside a peer, memory, drafts and messages beside their formulas, or kernels.
+    """Measure speed beside a peer, memory, drafts and messages beside formulas, or kernels.
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
     reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'. A load on a

@@ -9,6 +9,7 @@ import pytest
 
 from fathom.cli import VERBS
 from fathom.config import Config
+from fathom.plan.question import Question
 from fathom.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +88,7 @@ def test_a_page_names_only_what_exists(page: Path) -> None:
         for name in re.findall(r"(?:fathom run|--preset|^preset =) \"?([\w.-]+)", line):
             assert name in PRESETS, line
         for flag in re.findall(r"--\w+\.[\w.]+", line):
-            assert flag in flags_of(Config()), line
+            assert flag in flags_of(Config()) | flags_of(Question()), line
     for target in LINK.findall(text):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 

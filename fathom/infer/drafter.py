@@ -18,12 +18,11 @@ from torch import Tensor
 
 from fathom.infer.rows import Rows
 from fathom.infer.scheduler import PREFILL_TOKENS
-from fathom.model import Reader, Streamed
-from fathom.model import Slots as CacheSlots
+from fathom.model import EngineSlots, Reader, Streamed
 
 LOGGED = 64  # steps without drafts whose states are put into the table together
 
-Slots = Callable[[int, Tensor, int, bool], CacheSlots]  # of the first row, places (N, T), their bound, and `fresh`
+Slots = Callable[[int, Tensor, int, bool], EngineSlots]  # of the first row, places (N, T), their bound, and `fresh`
 Choose = Callable[[Tensor, int], Tensor]  # logits (N, V) of draft j, counted from 1, to tokens (N,)
 
 

@@ -17,7 +17,7 @@ from fathom.infer.speculation import Drafts, Plain, Speculation
 from fathom.infer.tables import Tables
 from fathom.infer.traces import Traces
 from fathom.infer.verify import Rule
-from fathom.model import CacheSlots, LatentCache, PagedSlots, RoutingTrace, Streamed, Transformer, streams
+from fathom.model import CacheSlots, EngineSlots, LatentCache, RoutingTrace, Streamed, Transformer, streams
 from fathom.model.cache import note_experts, noted_experts
 from fathom.model.decode import has_fused_step
 
@@ -159,7 +159,7 @@ class Runner:
         return [*self.rows.tenants[row].request.prompt, *self.rows.tokens_from(row, 0)]
 
     def states(
-        self, tokens: Int[Tensor, "N T"], slots: CacheSlots | PagedSlots, routed: bool | None = None
+        self, tokens: Int[Tensor, "N T"], slots: EngineSlots, routed: bool | None = None
     ) -> Float[Tensor, "N T D"]:
         """Run the model over tokens and, for rows that ask or with `routed`, keep the experts beside the cache."""
         if not (self.rows.routed if routed is None else routed):
@@ -211,9 +211,7 @@ class Runner:
             self.speculation.keep(hidden)
         self._reach += 1
 
-    def _slots(
-        self, first: int, places: Int[Tensor, "N T"], length: int, fresh: bool = False
-    ) -> CacheSlots | PagedSlots:
+    def _slots(self, first: int, places: Int[Tensor, "N T"], length: int, fresh: bool = False) -> EngineSlots:
         """Where the tokens of rows from `first` on at `places` are cached; they see the first `length` places."""
         if self.tables is not None:
             return self.tables.slots(first, places, length, fresh)

@@ -20,8 +20,7 @@ from fathom.infer.sampler import Choice, invert
 from fathom.infer.traces import Traces
 from fathom.infer.verify import ACCEPT, DRAFT, RESIDUAL, Rule, chances, leading, likeliest_only, numbers, settle
 from fathom.kernels.peak import peak
-from fathom.model import Reader, Streamed
-from fathom.model import Slots as CacheSlots
+from fathom.model import EngineSlots, Reader, Streamed
 from fathom.plan.serving import relative_reads
 
 MOST_CHOSEN = 4  # drafts of a step where their count is chosen: further ones are seldom kept
@@ -39,7 +38,7 @@ class Plain:
     """What the runner does for its rows in every step, with drafts or without."""
 
     slots: Slots
-    states: Callable[[Tensor, CacheSlots], Tensor]  # of tokens (N, T) at these slots
+    states: Callable[[Tensor, EngineSlots], Tensor]  # of tokens (N, T) at these slots
     logits: Callable[[Tensor, Tensor], Tensor]  # of states (N, T, D) and the places they speak of
     draw: Callable[[Tensor, Tensor, int, Tensor | None], Choice]  # by logits, places, first row and edited logits
     record: Callable[[Choice, int, Tensor], None]  # tokens of rows from the first on, which advance so far

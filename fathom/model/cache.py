@@ -213,10 +213,11 @@ class PagedSlots:
         return self.table.flatten()
 
 
-Slots = CacheSlots | PagedSlots | RowSlots
+EngineSlots = CacheSlots | PagedSlots  # with a cache behind them
+Slots = EngineSlots | RowSlots
 
 
-def note_experts(slots: CacheSlots | PagedSlots, chosen: Sequence[Int[Tensor, "B T K"]]) -> None:
+def note_experts(slots: EngineSlots, chosen: Sequence[Int[Tensor, "B T K"]]) -> None:
     """Keep beside the new tokens' entries the experts that each MoE layer chose for them; the first call makes room."""
     cache, rows = slots.cache, torch.cat([layer.flatten(0, 1) for layer in chosen], dim=1).short()
     if cache.experts is None:
@@ -224,7 +225,7 @@ def note_experts(slots: CacheSlots | PagedSlots, chosen: Sequence[Int[Tensor, "B
     cache.experts.view(-1, rows.shape[1]).index_copy_(0, slots.entries, rows)
 
 
-def noted_experts(slots: CacheSlots | PagedSlots, layers: int) -> Int16[Tensor, "N L K"]:
+def noted_experts(slots: EngineSlots, layers: int) -> Int16[Tensor, "N L K"]:
     """What `note_experts` kept of the tokens of `slots`, row by row; `layers` are the MoE layers."""
     assert slots.cache.experts is not None
     return slots.cache.experts.flatten(0, 1)[slots.entries].unflatten(1, (layers, -1))
