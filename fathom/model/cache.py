@@ -209,7 +209,7 @@ class PagedSlots:
         return entries if rank is None else dequantize_latents(entries, rank, width - rank)
 
     @cached_property
-    def _pages(self) -> Int32[Tensor, " B*C"]:
+    def _pages(self) -> Int32[Tensor, " N"]:
         return self.table.flatten()
 
 
