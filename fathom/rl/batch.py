@@ -36,7 +36,7 @@ class GroupBatch:
     valid: NDArray[np.float32]  # (N, T), 0 on padding
     advantages: NDArray[np.float32]  # (N,); the rewards where a critic turns them into advantages
     truncated: NDArray[np.bool_]  # (N,)
-    groups: NDArray[np.int64]  # (N,) rows of one group begin with the same prompt
+    groups: NDArray[np.int64]  # (N,) rows of one number begin with the same prompt
     prompts: NDArray[np.int64]  # (N,) its tokens
     shares: bool = False  # whether a pass computes each prompt once
     notes: Notes | None = None  # what was true before the first update
@@ -82,9 +82,15 @@ def collate(episodes: Sequence[Episode], config: GRPOConfig) -> GroupBatch:
         valid=valid,
         advantages=rewards.numpy(),
         truncated=np.array([e.truncated for e in episodes]),
-        groups=np.array([e.group for e in episodes]),
+        groups=same_prompts(episodes),
         prompts=np.array([len(e.prompt) for e in episodes]),
     )
+
+
+def same_prompts(episodes: Sequence[Episode]) -> NDArray[np.int64]:
+    """A number for each episode, equal where prompts are equal."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return np.array([numbers.setdefault(tuple(e.prompt), len(numbers)) for e in episodes], np.int64)
 
 
 def shaped_rewards(episodes: Sequence[Episode], config: GRPOConfig) -> Tensor:
