@@ -50,7 +50,7 @@ class Running:
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PATIENCE_S
         )
         self._server, self._desk, self._socket = uvicorn.Server(config), desk, sock
-        self._coroutines = asyncio.new_event_loop()
+        self._coroutines = (config.get_loop_factory() or asyncio.new_event_loop)()  # uvloop's where it is installed
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
 
     @property
