@@ -58,10 +58,15 @@ class Running:
 
     def __init__(self, app: FastAPI, desk: Drains, sock: socket.socket) -> None:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PATIENCE_S
+            app,
+            http="h11",  # httptools sends chunks to clients of HTTP/1.0, who cannot read them
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=PATIENCE_S,
         )
         self._server, self._desk, self._socket = uvicorn.Server(config), desk, sock
-        self._coroutines = asyncio.new_event_loop()
+        self._coroutines = (config.get_loop_factory() or asyncio.new_event_loop)()  # uvloop's where it is installed
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
 
     @property

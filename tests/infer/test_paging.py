@@ -160,6 +160,27 @@ def test_texts_in_a_crowd_with_pages_are_those_of_each_alone(model: Transformer,
             agree(piece, other)
 
 
+@pytest.mark.parametrize("drafts", [False, True])
+def test_who_comes_later_changes_nothing_but_rounding(latent: Transformer, drafts: bool) -> None:
+    exact = deepcopy(latent).double()
+    requests = crowd(latent.config.vocab_size, 14)
+    single = Engine(exact, rows=4)
+    alone = [single.generate([request])[0] for request in requests]
+    engine = Engine(exact, rows=8, drafts=drafts, **FEW)
+    rng, ids, found = random.Random(3), list[int](), defaultdict[int, list[Piece]](list)
+    while len(ids) < len(requests) or engine.busy:
+        if len(ids) < len(requests) and rng.random() < 0.3:
+            ids.append(engine.submit(requests[len(ids)]))
+        for piece in engine.step():
+            found[piece.request].append(piece)
+    assert engine.counters.preemptions and engine.counters.prefix_hits
+    for request_id, pieces in zip(ids, alone, strict=True):
+        for piece, other in zip(sorted(found[request_id], key=lambda each: each.sample), pieces, strict=True):
+            agree(piece, other)
+            # kept in float32; float64 rounds so finely that a fault would be seen
+            assert piece.logprobs == pytest.approx(other.logprobs, rel=1e-6, abs=1e-7)
+
+
 def test_streamed_pieces_with_too_few_pages_add_up_to_the_text(narrow: Transformer) -> None:
     engine = Engine(narrow, rows=8, drafts=True, pages=16, page_size=4)
     requests = [Request([1, 2, 3], SamplingConfig(max_tokens=30), seed, frozenset(), n=2) for seed in range(4)]

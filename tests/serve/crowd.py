@@ -1,7 +1,8 @@
 """Many clients at once, in a process of their own: python tests/serve/crowd.py URL --clients 200 --seconds 60 --stream
 
 Every question is first asked alone; then all clients ask at random for so long. Prints one JSON line: answers, those
-that were lost or differ from the one that came alone, tokens a second, and the share of a core that the clients took.
+that were lost or differ from the one that came alone (`mixed_up`; `mixed_up_questions` says to how many questions, as
+one that rounding parts is asked again and again), tokens a second, and the share of a core that the clients took.
 Needs nothing but Python, and an OpenAI-compatible server whose seeded answers do not depend on their neighbours.
 """
 
@@ -25,6 +26,7 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter[str])
     first_s: list[float] = field(default_factory=list[float])  # to the first event
     whole_s: list[float] = field(default_factory=list[float])
+    mixed_up: set[int] = field(default_factory=set[int])  # questions with another answer than alone
 
 
 async def post(url: str, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes, float]:
@@ -101,7 +103,9 @@ async def client(url: str, alone: list[str], end: float, options: argparse.Names
             tally.counts[f"{type(error).__name__}: {error}"] += 1
             continue
         tally.counts["answered"] += 1
-        tally.counts["mixed_up"] += text != alone[number]
+        if text != alone[number]:
+            tally.counts["mixed_up"] += 1
+            tally.mixed_up.add(number)
         tally.counts["tokens"] += tokens
 
 
@@ -112,7 +116,8 @@ async def crowd(options: argparse.Namespace) -> dict[str, Any]:
     clients = (client(options.url, alone, began + options.seconds, options, tally, me) for me in range(options.clients))
     await asyncio.gather(*clients)
     seconds = time.monotonic() - began
-    found: dict[str, Any] = {"lost": 0, "mixed_up": 0, **tally.counts, "seconds": round(seconds, 2)}
+    found: dict[str, Any] = {"lost": 0, "mixed_up": 0, "mixed_up_questions": len(tally.mixed_up), **tally.counts}
+    found["seconds"] = round(seconds, 2)
     found["tokens_per_s"] = round(tally.counts["tokens"] / seconds, 1)
     found["clients_cpu"] = round((time.process_time() - cpu) / seconds, 3)  # of one core
     for name, values in (("first_event_s", tally.first_s), ("whole_s", tally.whole_s)):

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -95,6 +97,18 @@ def test_usage_and_done_end_the_raw_stream(shared: Any) -> None:
     assert last["usage"] == json.loads(json.dumps(ask(shared).usage.model_dump(exclude_unset=True)))
     assert all("usage" not in json.loads(part.removeprefix("data: ")) for part in parts)
     assert json.loads(parts[-1].removeprefix("data: "))["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_client_of_http_1_0_gets_no_chunks(shared: Any) -> None:
+    body = json.dumps({"model": MODEL, "messages": QUESTION, "temperature": 0, "stream": True}).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection((urlsplit(shared.url).hostname, urlsplit(shared.url).port), timeout=60) as connection:
+        connection.sendall(head.encode() + body)
+        with connection.makefile("rb") as file:
+            _, _, raw = file.read().partition(b"\r\n\r\n")
+    assert raw.startswith(b"data: {") and raw.endswith(b"}\n\ndata: [DONE]\n\n")
 
 
 def test_streams_flush_and_are_not_kept(shared: Any) -> None:
