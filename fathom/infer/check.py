@@ -25,6 +25,12 @@ def check_drafts(drafts: object, verify: object, modules: int) -> None:
         raise ValueError("drafts need an MTP module, and this model has num_nextn_predict_layers=0; decode without")
 
 
+def check_latents(latents: object) -> None:
+    """Raise ValueError for a cache that there is not."""
+    if latents not in (None, "fp8"):
+        raise ValueError(f'latents={latents!r} is unknown; give "fp8", or None for the numbers of the model')
+
+
 def check_request(request: Request, vocab_size: int, capacity: int) -> None:
     """Raise ValueError, naming the field and its limit, unless a row of `capacity` places can serve the request."""
     _check_ids("prompt", request.prompt, vocab_size)
@@ -38,6 +44,17 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
         raise ValueError(f"top_logprobs={request.top_logprobs} lies outside 0..{most}; ask for that many at most")
     if type(request.seed) is not int:
         raise ValueError(f"seed={request.seed!r} is no whole number; give one")
+
+
+def check_experts(request: Request, moe_layers: int, invariant: bool) -> None:
+    """Raise ValueError where experts are asked for that nothing here chooses, or could tell."""
+    if request.experts and not moe_layers:
+        raise ValueError("experts=True asks for the choices of MoE layers, and this model has none; leave it out")
+    if request.experts and invariant:
+        raise ValueError(
+            "experts=True is not for an engine with invariant=True, whose kernels do not tell what they choose; "
+            "ask an engine without it"
+        )
 
 
 def check_pages(request: Request, needed: int, pages: int, page_size: int) -> None:

@@ -101,17 +101,22 @@ class Drafter:
             self._unread = True
         self._behind = max(behind, self._behind - behind)
 
-    def go_on(self, states: Float[Tensor, "N D"], last: Int[Tensor, " N"], first: int) -> None:
-        """Take up rows from `first` on, read by module 0 up to place last[i], where the model was in states[i]."""
+    def go_on(self, ends: Float[Tensor, "N M D"], last: Int[Tensor, " N"], first: int) -> None:
+        """Take up rows from `first` on, which the modules have read up to place last[i].
+
+        There the model was in state ends[i, 0], and at place last[i] - 1 - d module d, but for the last, in
+        ends[i, 1 + d].
+        """
         self._file()
         behind = self._behind
-        self.keep(states.unsqueeze(1), last.unsqueeze(1), int(last.max()) + 1, first)
+        self._carried[:, first : first + len(last)] = ends[:, 1:].transpose(0, 1)
+        self.keep(ends[:, :1], last.unsqueeze(1), int(last.max()) + 1, first)
         self._begin[first : first + len(last)] = last
         self._behind = max(behind, self._behind - behind)
 
     def read_up_to(self, row: int) -> int:
-        """Places of a row that are read, with the true tokens behind them."""
-        return int(self._begin[row])
+        """Places of a row that all modules have read, with the true tokens behind them."""
+        return int(self._begin[row]) + 1 - self._modules
 
     def catch_up(self, length: int) -> None:
         """Read all that waits but the newest place, some rows at a time; all places lie below `length`."""

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fathom.infer.check import check_drafts, check_request
+from fathom.infer.check import check_drafts, check_experts, check_latents, check_request
+from fathom.infer.fp8 import compare_fp8
 from fathom.infer.int8 import compare_int8
 from fathom.infer.paging import Counters, Paging
 from fathom.infer.request import Piece, Request
@@ -44,7 +45,8 @@ class Engine:
     is read faster, has none; 0 asks for none. On a GPU rows draw up to `BURST` tokens between two looks of the host,
     by CUDA graphs unless `graphs` is off. With `invariant` texts there do not depend on their neighbours to the last
     bit, which takes two rows at least. With `int8`, on a CPU, prompts are read in float32 and what follows them with
-    weights rounded to bytes; how far that leads is measured now and logged.
+    weights rounded to bytes; how far that leads is measured now and logged. With `latents` "fp8" a CPU's pages hold
+    latents in FP8, a little over half the bytes of BF16, and what that changes is measured and logged, too.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Engine:
         graphs: bool = True,
         invariant: bool = False,
         int8: bool = False,
+        latents: Literal["fp8"] | None = None,
     ) -> None:
         limit = model.config.max_position_embeddings
         if rows < 1:
@@ -68,6 +71,7 @@ class Engine:
         if capacity is not None and not 2 <= capacity <= limit:
             raise ValueError(f"capacity={capacity} is outside 2..{limit}, the model's max_position_embeddings")
         check_drafts(drafts, verify, len(model.mtp))
+        check_latents(latents)
         if step_tokens is None:
             step_tokens = STEP_TOKENS[model.embedding.weight.device.type == "cuda"]
         for name, value in (("page_size", page_size), ("step_tokens", step_tokens)):
@@ -75,15 +79,19 @@ class Engine:
                 raise ValueError(f"{name}={value} holds no token; give 1 or more")
         rows = max(rows, 2) if invariant else rows
         self._capacity = limit if capacity is None else capacity
+        self._invariant = invariant
         self._vocab_size = model.config.vocab_size
-        tables = lay_tables(model, rows, self._capacity, most_drafts(drafts), pages, page_size, prefix_cache)
+        fp8 = latents == "fp8"
+        tables = lay_tables(model, rows, self._capacity, most_drafts(drafts), pages, page_size, prefix_cache, fp8)
         first = capacity or min(FIRST_CAPACITY, limit)
         self._runner = Runner(model, rows, first, drafts, verify, tables, graphs, invariant, int8)
         if int8:
             log.info("decoding with weights in int8: %s", compare_int8(model))
+        if fp8:
+            log.info("decoding with latents in FP8: %s", compare_fp8(model))
         self._paging = Paging(self._runner, tables, step_tokens) if tables else None
         self._queue = Queue(rows)
-        self._open: dict[int, int] = {}  # samples of each request in flight that are not finished
+        self._open: dict[int, set[int]] = {}  # samples of each request in flight that are not finished
         self._next_id = 0
 
     @property
@@ -134,13 +142,14 @@ class Engine:
         Raises ValueError for a request that this engine cannot serve; see `check_request`.
         """
         check_request(request, self._vocab_size, self._capacity)
+        check_experts(request, self._runner.moe_layers, self._invariant)
         if self._paging:
             self._paging.check(request)
         if not self.busy:
             self._runner.weights_may_differ()
         self._make_room(request)
         request_id, self._next_id = self._next_id, self._next_id + 1
-        self._open[request_id] = request.n
+        self._open[request_id] = set(range(request.n))
         self._queue.put(request_id, request, stream, self._paging and self._paging.together(request))
         return request_id
 
@@ -173,20 +182,27 @@ class Engine:
         return pieces
 
     @torch.inference_mode()
-    def cancel(self, request_id: int) -> bool:
-        """End a request between two steps: its rows and pages are free at once and no more pieces come.
+    def cancel(self, request_id: int, sample: int | None = None) -> bool:
+        """End a request between two steps, or one of its samples: rows and pages are free at once and no pieces come.
 
-        Returns whether it was in flight. Raises ValueError for an id that `submit` did not return.
+        Returns whether it was in flight. Raises ValueError for an id that `submit` did not return, and for a `sample`
+        below 0; one that the request never had was not in flight.
         """
         if not 0 <= request_id < self._next_id:
             raise ValueError(f"request {request_id} was never submitted; give an id that submit() returned")
-        if self._open.pop(request_id, None) is None:
+        if sample is not None and sample < 0:
+            raise ValueError(f"sample={sample} is negative; samples of a request are counted from 0")
+        left = self._open.get(request_id, set())
+        if not left or (sample is not None and sample not in left):
             return False
-        self._queue.remove(request_id)
+        left.clear() if sample is None else left.remove(sample)
+        if not left:
+            del self._open[request_id]
+        self._queue.remove(request_id, sample)
         if self._paging:
-            self._paging.cancel(request_id)
+            self._paging.cancel(request_id, sample)
         rows = self._runner.rows
-        mine = [tenant.request_id == request_id for tenant in rows.tenants]
+        mine = [each.request_id == request_id and sample in (None, each.sample) for each in rows.tenants]
         if any(mine):
             self._runner.drop(torch.tensor(mine, device=self._runner.device))
         return True
@@ -297,6 +313,8 @@ class Engine:
         news = [count - tenant.count for count, tenant in zip(rows.counts(shown), tenants, strict=True)]
         tokens, logprobs = rows.newest(shown, max(news))
         traces = self._runner.traces.read(shown, max(news)) if rows.traced else [None] * len(index)
+        for row in index:
+            self._runner.take_experts(row)
         for row, tenant, new, *drawn in zip(index, tenants, news, tokens, logprobs, traces, strict=True):
             if not new:  # a row that streams may have drawn nothing since: others came in
                 continue
@@ -305,11 +323,11 @@ class Engine:
             if due and (piece := tenant.piece(finish, self.version)):
                 pieces.append((row, piece))
                 if piece.finish:
-                    self._close(piece.request)
+                    self._close(piece.request, piece.sample)
         return pieces
 
-    def _close(self, request_id: int) -> None:
-        """Count a finished sample."""
-        self._open[request_id] -= 1
+    def _close(self, request_id: int, sample: int) -> None:
+        """Note that a sample is finished."""
+        self._open[request_id].remove(sample)
         if not self._open[request_id]:
             del self._open[request_id]

@@ -25,6 +25,7 @@ class Reading:
     holding: Holding
     cached: int  # of these that were found
     done: int  # or read
+    waits: bool = False  # for pages that an older text is about to fill with what this one begins with, too
 
     @property
     def age(self) -> tuple[int, int]:
@@ -46,8 +47,9 @@ class Paging:
     """Between the queue and the rows of a runner with tables.
 
     A step reads `budget` tokens at most, those that its rows decode among them: a long prompt comes in by chunks, and
-    no row waits for more than one. Everyone older goes first: when pages run out, the youngest give theirs back and
-    are read again later, with the tokens they drew. Draws belong to places, so their texts stay the same.
+    no row waits for more than one. What prompts that come together have in common is read once, for the oldest of them.
+    Everyone older goes first: when pages run out, the youngest give theirs back and are read again later, with the
+    tokens they drew. Draws belong to places, so their texts stay the same.
     """
 
     def __init__(self, runner: Runner, tables: Tables, budget: int) -> None:
@@ -95,13 +97,17 @@ class Paging:
         """Read a step's share of the texts; those that are read enter rows."""
         runner = self._runner
         budget = max(LEAST_CHUNK, self._budget - runner.rows.count * (1 + self._tables.ahead))
-        shares = share_budget([each.size - each.done for each in self._readings], budget)
         ready: list[tuple[Reading, torch.Tensor]] = []
-        for group in group_alike(shares):
-            ready += self._pass([self._readings[number] for number in group], shares[group[0]])
+        while self._readings and budget > 0:  # once more for those that waited for others
+            going = self._going()
+            shares = share_budget([each.size - each.done for each in going], budget)
+            for group in group_alike(shares):
+                ready += self._pass([going[number] for number in group], shares[group[0]])
+            self._readings = [each for each in self._readings if each.done < each.size]
+            budget -= sum(shares)
         if not ready:
             return
-        self._readings = [each for each in self._readings if each.done < each.size]
+        self._stuck = None  # whoever found too few pages may share those that were read
         self._enter([(each, state) for each, state in ready if isinstance(each.enters, Admission)])
         self._resume([(each, state) for each, state in ready if isinstance(each.enters, Parked)])
 
@@ -136,13 +142,18 @@ class Paging:
             self._stop(reading, queue)
         self._readings.clear()
 
-    def cancel(self, request_id: int) -> None:
-        """Forget the texts of a request that are in no row."""
-        for reading in self._readings:
-            if reading.age[0] == request_id:
+    def cancel(self, request_id: int, sample: int | None = None) -> None:
+        """Forget the texts of a request that are in no row, or those of one sample."""
+        self._parked = [each for each in self._parked if _without(each, request_id, sample)]
+        for reading in self._readings.copy():
+            left = _without(reading.enters, request_id, sample)
+            if left is None:
                 self._tables.release(reading.holding)
-        self._readings = [each for each in self._readings if each.age[0] != request_id]
-        self._parked = [each for each in self._parked if _age(each)[0] != request_id]
+                self._readings.remove(reading)
+            elif left is not reading.enters:
+                self._tables.shrink(reading.holding, reading.size, _samples(left))
+                reading.enters = left
+        self._stuck = None  # who waits may need less now
 
     def clear(self) -> None:
         """Forget all texts that are in no row."""
@@ -156,6 +167,23 @@ class Paging:
         holdings = [*self._tables.holdings, *(each.holding for each in self._readings)]
         self._tables.pool.check(holding.pages for holding in holdings)
 
+    def _going(self) -> list[Reading]:
+        """The texts that are read now: all but those that can share the next page of an older one once that is read."""
+        tables, going, coming = self._tables, list[Reading](), set[bytes]()
+        for each in self._readings:
+            if each.waits:
+                each.cached += tables.find_more(each.holding, each.text, each.size) * tables.page_size
+                each.done = each.cached
+            # a text that was begun reads on: its next pages are half full, or about to be
+            unread = each.done == each.cached
+            each.waits = unread and tables.next_page(each.holding, each.text, each.size - tables.least) in coming
+            if each.waits:
+                continue
+            going.append(each)
+            if page := tables.next_page(each.holding, each.text, each.size):
+                coming.add(page)
+        return going
+
     def _next(self, queue: Queue) -> Admission | Parked | None:
         """The oldest who waits."""
         waiting = [*self._parked, *([queue.first] if queue.first else [])]
@@ -163,14 +191,14 @@ class Paging:
 
     def _begin(self, entrant: Admission | Parked, headroom: int) -> Reading | None:
         """Take pages for an entrant's text; None where they would not leave `headroom` to those who came before."""
-        tables = self._tables
+        tables, request = self._tables, _request(entrant)
         if isinstance(entrant, Admission):
-            request, text = entrant.request, list(entrant.request.prompt)
+            text = list(request.prompt)
             size = len(text)
         else:
-            request, text = entrant.row.tenant.request, entrant.text
+            text = entrant.text
             size = len(text) - 1
-        holding = tables.find(text, size, self._runner.version, request.namespace)
+        holding = tables.find(text, size, self._runner.version, request.namespace, request.experts)
         found = len(holding.pages)
         new = tables.pages_of(size) + tables.spare(size, _samples(entrant)) - found
         if new + headroom > tables.pool.available:
@@ -181,28 +209,42 @@ class Paging:
         return Reading(entrant, text, size, holding, cached, done=cached)
 
     def _pass(self, readings: list[Reading], width: int) -> list[tuple[Reading, torch.Tensor]]:
-        """Run the model over the next `width` tokens of some texts; those that are read now, and their last states."""
+        """Run the model over the next `width` tokens of some texts; those that are read now, and how they end.
+
+        That is the model's last state and, as `Drafter.go_on` takes them, those of the MTP modules that have a further
+        one behind them.
+        """
         runner, tables = self._runner, self._tables
+        modules = runner.speculation.modules if runner.speculation else 0
         starts = [each.done for each in readings]
         places = torch.tensor(starts, device=runner.device).unsqueeze(1) + torch.arange(width, device=runner.device)
         length = max(starts) + width
         table = tables.table([each.holding for each in readings], -(-length // tables.page_size))
-        # one more than is read: an MTP module's entry needs the next token; padding is cached, but never seen
-        windows = [each.text[each.done : each.done + width + 1] for each in readings]
-        tokens = torch.tensor([[*text, *[0] * (width + 1 - len(text))] for text in windows], device=runner.device)
-        graphs = runner.graphs
-        if graphs and (graphs.invariant or places.numel() <= SHORT_PASS):
-            hidden = graphs.read(tokens[:, :-1], places, table)
+        # more than is read: MTP modules' entries need the tokens behind; padding is cached, but never seen
+        more = width + modules
+        windows = [each.text[each.done : each.done + more] for each in readings]
+        tokens = torch.tensor([[*text, *[0] * (more - len(text))] for text in windows], device=runner.device)
+        states = list[torch.Tensor]()
+        graphs, routed = runner.graphs, any(_request(each.enters).experts for each in readings)
+        if graphs and not routed and (graphs.invariant or places.numel() <= SHORT_PASS):
+            states.append(graphs.read(tokens, places, table))
         else:
             slots = PagedSlots.at(tables.cache, table, places, length, fresh=not any(starts))
-            hidden = runner.reader(tokens[:, :-1], slots=slots)
-            if runner.speculation:
-                runner.reader.predict_further(0, hidden, tokens[:, 1:], slots=slots)
+            states.append(runner.states(tokens[:, :width], slots, routed))
+            for module in range(modules):
+                following = tokens[:, module + 1 : module + 1 + width]
+                states.append(runner.reader.predict_further(module, states[-1], following, slots=slots))
         for each, start in zip(readings, starts, strict=True):
             each.done = min(start + width, each.size)
+            if each.done < each.size:  # enough is left for the last pass
+                each.done = max(start, min(each.done, each.size - tables.least))
             tables.publish(each.holding, each.text, each.done, runner.version)
-        ends = zip(readings, hidden, starts, strict=True)
-        return [(each, states[each.size - 1 - start]) for each, states, start in ends if each.done == each.size]
+        states = states[: max(1, modules)]  # nobody reads the last module's
+        return [
+            (each, torch.stack([state[row, max(0, each.size - 1 - back - start)] for back, state in enumerate(states)]))
+            for row, (each, start) in enumerate(zip(readings, starts, strict=True))
+            if each.done == each.size
+        ]
 
     def _enter(self, ready: list[tuple[Reading, torch.Tensor]]) -> None:
         if not ready:
@@ -252,8 +294,20 @@ class Paging:
 def _age(entrant: Admission | Parked) -> tuple[int, int]:
     """The request and the first sample of an entrant: the less, the older."""
     if isinstance(entrant, Admission):
-        return entrant.request_id, entrant.samples.start
+        return entrant.request_id, entrant.samples[0]
     return entrant.row.tenant.request_id, entrant.row.tenant.sample
+
+
+def _request(entrant: Admission | Parked) -> Request:
+    return entrant.request if isinstance(entrant, Admission) else entrant.row.tenant.request
+
+
+def _without(entrant: Admission | Parked, request_id: int, sample: int | None) -> Admission | Parked | None:
+    """Who is left of an entrant where a sample of a request is cancelled, or all of them."""
+    if isinstance(entrant, Admission):
+        return entrant.without(request_id, sample)
+    tenant = entrant.row.tenant
+    return None if tenant.request_id == request_id and sample in (None, tenant.sample) else entrant
 
 
 def _samples(entrant: Admission | Parked) -> int:

@@ -20,9 +20,13 @@ class Link(NamedTuple):
         return blake2b(self.parent + self.content, digest_size=DIGEST_BYTES).digest()
 
 
-def root(version: int, namespace: str) -> bytes:
-    """The parent of first pages: pages of other weights, or of another namespace, never have the same names."""
-    return blake2b(f"{version}/{namespace}".encode(), digest_size=DIGEST_BYTES).digest()
+def root(version: int, namespace: str, experts: bool = False) -> bytes:
+    """The parent of first pages: pages of other weights, or of another namespace, never have the same names.
+
+    Nor have those beside which experts are kept, and those without.
+    """
+    kept = "+experts" if experts else ""
+    return blake2b(f"{version}{kept}/{namespace}".encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def links(text: Sequence[int], page_size: int, ahead: int, first: int, parent: bytes) -> Iterator[Link]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Int16
 from torch import Tensor
 
 from fathom.config import SamplingConfig
@@ -43,6 +43,9 @@ class Request:
     `allow` as a callable is asked once for every prefix of every completion, in order and with or without drafts, but
     not where a token is forced. What it raises, and a mask that leaves nothing to draw, ends that completion alone,
     with the finish "error".
+
+    Of `experts` the choices of every MoE layer are kept beside the cache, and with the pages of the prompt cache: such
+    a request finds the pages of others that asked for experts, and no others. On a GPU its steps run without graphs.
     """
 
     prompt: Sequence[int]
@@ -59,6 +62,7 @@ class Request:
     forced: Forced | None = None
     top_logprobs: int = 0  # pieces carry so many likeliest tokens of every place
     details: bool = False  # pieces carry `Details`
+    experts: bool = False  # pieces carry the experts that every token went to
     namespace: str = ""  # cached prompts are shared with requests of the same one alone
 
     def __post_init__(self) -> None:
@@ -121,3 +125,7 @@ class Piece:
     details: Details | None = None
     cached: int = 0  # tokens of the prompt that were found in the cache
     error: str | None = None  # what failed, where the finish is "error"
+    # where the request has `experts`: of each token, what every MoE layer chose at the place that drew it, the one
+    # before it; those of MTP modules are not among them. `replay_of` makes of them what a training pass repeats.
+    experts: Int16[Tensor, "T L K"] | None = field(default=None, compare=False)  # tensors have no single truth
+    prompt_experts: Int16[Tensor, "S L K"] | None = field(default=None, compare=False)  # with a sample's first piece

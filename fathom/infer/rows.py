@@ -54,6 +54,7 @@ class Rows:
         self.tenants: list[Tenant] = []
         self.edited: list[int] = []  # rows whose logits are changed before the draw
         self.traced = 0  # 1 + the most likeliest tokens that a row keeps of every place; 0 where none keeps traces
+        self.routed = False  # whether a row keeps its experts
         self._whole = torch.zeros(FIELDS, rows, dtype=torch.int64, device=device)  # fields, then stop ids
         self._seen: tuple[tuple[int, int], Fields] | None = None  # the last view handed out, and of which rows
         self._laws = torch.zeros(3, rows, device=device)  # temperature, top_p, min_p
@@ -67,6 +68,11 @@ class Rows:
         if (more := FIELDS + stop_ids - self._whole.shape[0]) > 0:
             self._whole = F.pad(self._whole, (0, 0, 0, more), value=NO_TOKEN)
             self._seen = None
+
+    @property
+    def watched_closely(self) -> bool:
+        """Whether the host has to do with every step of a row: it changes logits, or keeps more than what is drawn."""
+        return bool(self.edited or self.traced or self.routed)
 
     def fields(self, first: int = 0) -> Fields:
         """The state of rows first .. count - 1, to be read and written in place."""
@@ -130,6 +136,7 @@ class Rows:
         self.law = laws.pop() if len(laws) == 1 else None
         self.edited = [row for row, tenant in enumerate(self.tenants) if tenant.edits]
         self.traced = max((tenant.request.top_logprobs + 1 for tenant in self.tenants if tenant.traced), default=0)
+        self.routed = any(tenant.routing for tenant in self.tenants)
 
     def _state(self, admission: Admission) -> list[int]:
         """The column of a row at the end of its prompt: the seed where its key belongs, and sample 0."""
@@ -239,7 +246,7 @@ class Rows:
                 self.tenants[new] = self.tenants[old]
         del self.tenants[left:]
         self.count = left
-        if self.law is None or self.edited or self.traced:  # else those who are left have as much in common
+        if self.law is None or self.watched_closely:  # else those who are left have as much in common
             self._survey()
         return source, target
 

@@ -17,7 +17,8 @@ from fathom.infer.speculation import Drafts, Plain, Speculation
 from fathom.infer.tables import Tables
 from fathom.infer.traces import Traces
 from fathom.infer.verify import Rule
-from fathom.model import CacheSlots, LatentCache, PagedSlots, Streamed, Transformer, streams
+from fathom.model import CacheSlots, LatentCache, PagedSlots, RoutingTrace, Slots, Streamed, Transformer, streams
+from fathom.model.cache import note_experts, noted_experts
 from fathom.model.decode import has_fused_step
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Runner:
         self.rows = Rows(rows, weight.device)
         self.edits = Edits(self.rows, model.config.vocab_size, weight.device)
         self.traces = Traces(self.rows, weight.device)
+        self.moe_layers = sum(map(model.config.is_moe_layer, range(model.config.num_hidden_layers)))
         self.version = 0  # of the weights
         self.row_steps = 0  # rows decoded, summed over the steps
         self._reach = 0  # the newest tokens of all active rows lie before this place
@@ -78,49 +80,55 @@ class Runner:
             raise ValueError(
                 "invariant=True needs latent attention over pages on a GPU, without drafts; leave it out elsewhere"
             )
-        modules = 1 if tables else len(model.mtp)  # chunks of a prompt are read by one module alone
-        plain = Plain(self._slots, self._logits, self._draw, self._record, modules)
+        plain = Plain(self._slots, self.states, self._logits, self._draw, self._record)
         self.speculation = (
             Speculation(self.reader, self.rows, self.edits, self.traces, drafts, rule, plain) if drafts else None
         )
 
     @property
     def burst(self) -> int:
-        """Tokens that rows may draw before the host looks at them: one where it changes logits or keeps traces."""
-        if self.graphs is None or self.rows.edited or self.rows.traced:
+        """Tokens that rows may draw before the host looks at them: one where it has to do with each."""
+        if self.graphs is None or self.rows.watched_closely:
             return 1
         return WATCHED_BURST if any(tenant.streams for tenant in self.rows.tenants) else BURST
 
     def prefill(self, admissions: Sequence[Admission]) -> None:
-        """Run each prompt once, give each of its samples a row with a copy of the cache, and draw the first tokens."""
-        first, prompts = self.rows.count, [each.request.prompt for each in admissions]
-        hidden = self._read(prompts, first)
-        owner = self._owner(admissions)
+        """Run each prompt once, give each of its samples a row with a copy of the cache, and draw the first tokens.
+
+        Requests with equal prompts share one run.
+        """
+        first, texts = self.rows.count, [tuple(each.request.prompt) for each in admissions]
+        prompts = list(dict.fromkeys(texts))
+        hidden = self._read(prompts, first, routed=any(each.request.experts for each in admissions))
+        place = {prompt: number for number, prompt in enumerate(prompts)}
+        run = torch.tensor([place[text] for text in texts], device=self.device)  # of each admission
+        owner = run[self._owner(admissions)]
         if len(owner) > len(prompts):
             self.cache.copy_rows(first + owner, first + torch.arange(len(owner), device=self.device), hidden.shape[1])
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
-        self.enter(admissions, hidden[torch.arange(len(prompts), device=self.device), ends], hidden)
+        ends = torch.tensor([len(text) - 1 for text in texts], device=self.device)
+        self.enter(admissions, hidden[run, ends].unsqueeze(1), (hidden, owner))
 
     def enter(
         self,
         admissions: Sequence[Admission],
-        states: Float[Tensor, "P D"],
-        hidden: Float[Tensor, "P T D"] | None = None,
+        ends: Float[Tensor, "P M D"],
+        runs: tuple[Float[Tensor, "R T D"], Int[Tensor, " N"]] | None = None,
     ) -> None:
-        """Append a row for each sample of prompts that are cached and end with `states`; draw the first tokens.
+        """Append a row for each sample of prompts that are cached and end in states ends[:, 0]; draw the first tokens.
 
-        With `hidden`, the states at all places, MTP modules may read the prompts later; else they have.
+        With `runs`, the states at all places of some texts and which of them each row has, MTP modules may read the
+        prompts later. Else they have, and the rest of `ends` are theirs: see `Drafter.go_on`.
         """
         first, owner = self.rows.count, self._owner(admissions)
         self.rows.add(admissions, owner)
         self.edits.admit(first)
         self._reach = max(self._reach, *(len(each.request.prompt) + 1 for each in admissions))
         end = self.rows.fields(first).position.clone()
-        if self.speculation and hidden is not None:
-            self.speculation.admit(hidden, end, owner, first)
+        if self.speculation and runs is not None:
+            self.speculation.admit(runs[0], end, runs[1], first)
         elif self.speculation:
-            self.speculation.go_on(states[owner], end, first)
-        state, place = states[owner].unsqueeze(1), end.unsqueeze(1) + 1
+            self.speculation.go_on(ends[owner], end, first)
+        state, place = ends[owner, :1], end.unsqueeze(1) + 1
         drawn = self._draw_next(self._logits(state, place, first)[:, 0], place, first)
         self._record(drawn, first)
 
@@ -131,10 +139,11 @@ class Runner:
 
     def park(self, row: int) -> Parked:
         """What is needed to go on with a row that is about to be dropped."""
+        self.take_experts(row)
         return Parked(self.text(row), self.rows.save(row), self.edits.save(row), self.traces.save(row))
 
-    def resume(self, parked: Sequence[Parked], states: Float[Tensor, "P D"]) -> None:
-        """Append parked rows, whose texts are cached up to the newest tokens, those before which end with `states`."""
+    def resume(self, parked: Sequence[Parked], ends: Float[Tensor, "P M D"]) -> None:
+        """Append parked rows, whose texts are cached up to the newest tokens; `ends` as in `enter`."""
         first = self.rows.count
         self.rows.restore([each.row for each in parked])
         self.edits.admit(first)
@@ -143,19 +152,37 @@ class Runner:
             self.traces.restore(row, each.traces)
         self._reach = max(self._reach, *(len(each.text) for each in parked))
         if self.speculation:
-            self.speculation.go_on(states, self.rows.fields(first).position - 1, first)
+            self.speculation.go_on(ends, self.rows.fields(first).position - 1, first)
 
     def text(self, row: int) -> list[int]:
         """The prompt of a row and what it drew."""
         return [*self.rows.tenants[row].request.prompt, *self.rows.tokens_from(row, 0)]
 
-    def _read(self, prompts: Sequence[Sequence[int]], first: int) -> Float[Tensor, "P T D"]:
+    def states(self, tokens: Int[Tensor, "N T"], slots: Slots, routed: bool | None = None) -> Float[Tensor, "N T D"]:
+        """Run the model over tokens and, for rows that ask or with `routed`, keep the experts beside the cache."""
+        if not (self.rows.routed if routed is None else routed):
+            return self.reader(tokens, slots=slots)
+        trace = RoutingTrace(records=True)
+        hidden = self.reader(tokens, slots=slots, trace=trace)
+        note_experts(slots, trace.experts)
+        return hidden
+
+    def take_experts(self, row: int) -> None:
+        """Hand a row's tenant the experts of all places that are read; places that are read again are as they were."""
+        routing = self.rows.tenants[row].routing
+        if routing is None:
+            return
+        places = torch.arange(routing.places, int(self.rows.fields().position[row]), device=self.device)
+        slots = self._slots(row, places.unsqueeze(0), len(places) + routing.places)
+        routing.add(noted_experts(slots, self.moe_layers).cpu())
+
+    def _read(self, prompts: Sequence[Sequence[int]], first: int, routed: bool) -> Float[Tensor, "P T D"]:
         """Fill the cache rows from `first` on with prompts; those shorter than the longest are padded behind."""
         width = max(map(len, prompts))
         tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.device)
         places = torch.arange(width, device=self.device).expand_as(tokens)
         slots = self._slots(first, places, width, fresh=True)
-        hidden = self.reader(tokens, slots=slots)
+        hidden = self.states(tokens, slots, routed)
         if self.speculation:
             last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
             self.speculation.read(hidden, tokens, last, first)
@@ -164,7 +191,7 @@ class Runner:
     def decode(self, steps: int = 1) -> None:
         """Draw the next token of every active row, or a burst of them; behind kept drafts also what follows."""
         self.row_steps += self.rows.count * steps
-        if self.graphs and not (self.rows.edited or self.rows.traced):
+        if self.graphs and not self.rows.watched_closely:
             self.graphs.decode(steps)
             self._reach += steps  # or less
             return
@@ -173,10 +200,10 @@ class Runner:
             return
         row = self.rows.fields()
         place = row.position.unsqueeze(1)
-        if self.graphs and self.tables:
+        if self.graphs and self.tables and not self.rows.routed:
             hidden = self.graphs.read(row.token.unsqueeze(1), place, self.tables.rows(self.rows.count))
         else:
-            hidden = self.reader(row.token.unsqueeze(1), slots=self._slots(0, place, self._reach))
+            hidden = self.states(row.token.unsqueeze(1), self._slots(0, place, self._reach))
         self._record(self._draw_next(self._logits(hidden, place + 1)[:, 0], place + 1))
         if self.speculation:
             self.speculation.keep(hidden)
@@ -260,13 +287,15 @@ class Runner:
     def reread(self) -> None:
         """Fill the cache anew, as if the present weights had read all rows' prompts and tokens."""
         rows = self.rows
+        for row in range(rows.count):
+            self.take_experts(row)
         texts = [self.text(row)[:-1] for row in range(rows.count)]  # the newest token is not read yet
         first = 0
         while first < len(texts):
             last = first + 1
             while last < len(texts) and max(map(len, texts[first : last + 1])) * (last + 1 - first) <= PREFILL_TOKENS:
                 last += 1
-            hidden = self._read(texts[first:last], first)
+            hidden = self._read(texts[first:last], first, rows.routed)
             if self.speculation:
                 owner = torch.arange(last - first, device=self.device)
                 self.speculation.admit(hidden, rows.fields().position[first:last] - 1, owner, first)

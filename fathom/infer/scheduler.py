@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fathom.infer.request import Request
 
@@ -17,8 +17,15 @@ class Admission:
 
     request_id: int
     request: Request
-    samples: range
+    samples: tuple[int, ...]
     streams: bool  # tokens are handed out as they are drawn
+
+    def without(self, request_id: int, sample: int | None) -> "Admission | None":
+        """What is left where one sample of a request is cancelled, or all of them (None); None where that is nobody."""
+        if self.request_id != request_id:
+            return self
+        left = () if sample is None else tuple(each for each in self.samples if each != sample)
+        return replace(self, samples=left) if left else None
 
 
 class Queue:
@@ -33,14 +40,15 @@ class Queue:
         """Append a request, of which so many samples may enter together."""
         together = min(together or self._rows, self._rows)
         for first in range(0, request.n, together):
-            samples = range(first, min(first + together, request.n))
+            samples = tuple(range(first, min(first + together, request.n)))
             self._waiting.append(Admission(request_id, request, samples, streams))
         self._samples += request.n
 
-    def remove(self, request_id: int) -> None:
-        """Let nobody of a request in any more."""
-        self._samples -= sum(len(each.samples) for each in self._waiting if each.request_id == request_id)
-        self._waiting = deque(each for each in self._waiting if each.request_id != request_id)
+    def remove(self, request_id: int, sample: int | None = None) -> None:
+        """Let nobody of a request in any more, or not this sample of it."""
+        left = (each.without(request_id, sample) for each in self._waiting)
+        self._waiting = deque(each for each in left if each)
+        self._samples = sum(len(each.samples) for each in self._waiting)
 
     @property
     def first(self) -> Admission | None:

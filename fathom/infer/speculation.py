@@ -21,6 +21,7 @@ from fathom.infer.traces import Traces
 from fathom.infer.verify import ACCEPT, DRAFT, RESIDUAL, Rule, chances, leading, likeliest_only, numbers, settle
 from fathom.kernels.peak import peak
 from fathom.model import Reader, Streamed
+from fathom.model import Slots as CacheSlots
 from fathom.plan.serving import relative_reads
 
 MOST_CHOSEN = 4  # drafts of a step where their count is chosen: further ones are seldom kept
@@ -38,10 +39,10 @@ class Plain:
     """What the runner does for its rows in every step, with drafts or without."""
 
     slots: Slots
+    states: Callable[[Tensor, CacheSlots], Tensor]  # of tokens (N, T) at these slots
     logits: Callable[[Tensor, Tensor], Tensor]  # of states (N, T, D) and the places they speak of
     draw: Callable[[Tensor, Tensor, int, Tensor | None], Choice]  # by logits, places, first row and edited logits
     record: Callable[[Choice, int, Tensor], None]  # tokens of rows from the first on, which advance so far
-    modules: int  # MTP modules that read prompts
 
 
 class Speculation:
@@ -56,12 +57,12 @@ class Speculation:
     ) -> None:
         most = most_drafts(drafts)
         model = reader.model if isinstance(reader, Streamed) else reader
-        self._reader, self._rows, self._edits, self._traces, self._plain = reader, rows, edits, traces, plain
+        self._rows, self._edits, self._traces, self._plain = rows, edits, traces, plain
         self._rule, self._count = rule, 0 if drafts == "auto" else most
         self._device = model.embedding.weight.device
         self._pace = Pace(most, cache(partial(relative_reads, model.config))) if drafts == "auto" else None
-        modules = min(most, plain.modules)
-        self._drafter = Drafter(reader, rows, modules, most + 1, plain.slots, patient=drafts == "auto")
+        self.modules = min(most, len(model.mtp))  # that draft, one token each
+        self._drafter = Drafter(reader, rows, self.modules, most + 1, plain.slots, patient=drafts == "auto")
         self.verdicts = torch.zeros(2, most, dtype=torch.int64, device=self._device)  # checked and kept, by position
         self._started = 0.0
 
@@ -80,9 +81,9 @@ class Speculation:
         """Rows from `first` on go on behind place last[i] of prompt owner[i] of those that `read` told of."""
         self._drafter.admit(hidden, last, owner, first, read=self._count > 0)
 
-    def go_on(self, states: Float[Tensor, "N D"], last: Int[Tensor, " N"], first: int) -> None:
-        """Rows from `first` on go on behind place last[i], where the model was in states[i]; module 0 has read them."""
-        self._drafter.go_on(states, last, first)
+    def go_on(self, ends: Float[Tensor, "N M D"], last: Int[Tensor, " N"], first: int) -> None:
+        """Rows from `first` on go on behind place last[i], read by the modules; `ends` as in `Drafter.go_on`."""
+        self._drafter.go_on(ends, last, first)
 
     def read_up_to(self, row: int) -> int:
         """Places of a row that the modules have read, each with the token behind it."""
@@ -136,7 +137,7 @@ class Speculation:
         drafts, proposals = self._draft(reach, limit)
         length = min(reach + count, limit)
         slots = self._plain.slots(0, places, length, False)
-        hidden = self._reader(torch.cat((token.unsqueeze(1), drafts), dim=1), slots=slots)
+        hidden = self._plain.states(torch.cat((token.unsqueeze(1), drafts), dim=1), slots)
         self._drafter.keep(hidden, places, length)
         logits = self._plain.logits(hidden, nexts)
         judge = self._judge_in_turn if self._rows.edited else self._judge_at_once

@@ -8,6 +8,7 @@ from jaxtyping import Int, Int32
 from torch import Tensor
 
 from fathom.config import ModelConfig
+from fathom.infer.fp8 import require_fp8
 from fathom.infer.pages import NOBODY, Pool
 from fathom.infer.prefixes import links, root
 from fathom.model import PagedCache, PagedSlots, Transformer
@@ -29,7 +30,8 @@ class Tables:
 
     Rows share the full pages of a common prompt and write behind them; what they would write into is theirs alone.
     Drafts write to `ahead` places behind a row's newest token too, and what they have cached of a token depends on the
-    `lookahead` tokens behind it.
+    `lookahead` tokens behind it. The last `least` tokens of a text are read whatever is found, in one pass: who goes on
+    needs the states there of the model and of its modules, and no page holds those.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class Tables:
         prefix_cache: bool,
         dtype: torch.dtype,
         device: torch.device,
+        fp8: bool = False,
     ) -> None:
-        self.cache = PagedCache(config, pages + 1, page_size, dtype, device)  # one more: NOBODY's
+        self.cache = PagedCache(config, pages + 1, page_size, dtype, device, fp8)  # one more: NOBODY's
         self.pool = Pool(pages)
         self.page_size, self.ahead, self.lookahead = page_size, ahead, lookahead
+        self.least = max(1, lookahead)
         self.prefix_cache, self.device = prefix_cache, device
         self.holdings: list[Holding] = []  # of rows 0 .. count - 1
         self._table = torch.full((rows, self.pages_of(capacity)), NOBODY, dtype=torch.int32, device=device)
@@ -79,13 +83,37 @@ class Tables:
         lists = [[*each.pages, *[NOBODY] * (columns - len(each.pages))][:columns] for each in holdings]
         return torch.tensor(lists, dtype=torch.int32, device=self.device)
 
-    def find(self, text: Sequence[int], size: int, version: int, namespace: str) -> Holding:
-        """The published pages with the first `size` tokens of a text, of which at least one is left to read."""
-        found, last, tip = list[int](), None, root(version, namespace)
+    def find(self, text: Sequence[int], size: int, version: int, namespace: str, experts: bool = False) -> Holding:
+        """The published pages with the first `size` tokens of a text, of which `least` at least are left to read.
+
+        With `experts` those beside which experts are kept.
+        """
+        found, last, tip = list[int](), None, root(version, namespace, experts)
         if self.prefix_cache:
-            reach = (size - 1) // self.page_size * self.page_size + self.lookahead
+            reach = self._findable(size)
             found, last = self.pool.find(links(text[:reach], self.page_size, self.lookahead, 0, tip))
         return Holding(found, version, len(found), last or tip)
+
+    def next_page(self, holding: Holding, text: Sequence[int], size: int) -> bytes | None:
+        """What names the first full page among the first `size` tokens of a text that is not published yet, if any."""
+        end = (holding.full + 1) * self.page_size
+        if not self.prefix_cache or end > size:
+            return None
+        page = links(text[: end + self.lookahead], self.page_size, self.lookahead, holding.full, holding.tip)
+        return next((link.digest() for link in page), None)
+
+    def find_more(self, holding: Holding, text: Sequence[int], size: int) -> int:
+        """Put pages that were published meanwhile in the places of those that nothing was read into yet; how many.
+
+        As with `find`, `least` of the first `size` tokens are left to read.
+        """
+        more = links(text[: self._findable(size)], self.page_size, self.lookahead, holding.full, holding.tip)
+        found, last = self.pool.find(more)
+        span = slice(holding.full, holding.full + len(found))
+        self.pool.release(holding.pages[span])
+        holding.pages[span] = found
+        holding.full, holding.tip = span.stop, last or holding.tip
+        return len(found)
 
     def publish(self, holding: Holding, text: Sequence[int], done: int, version: int) -> None:
         """Let others find the full pages among the first `done` tokens of a text, which are cached.
@@ -103,6 +131,12 @@ class Tables:
     def spare(self, size: int, samples: int) -> int:
         """Pages that `fork` needs besides those of the text."""
         return (samples - 1) * (self.pages_of(size) - self._shared(size))
+
+    def shrink(self, holding: Holding, size: int, samples: int) -> None:
+        """Let the pages go that a text does not need for so many samples."""
+        kept = self.pages_of(size) + self.spare(size, samples)
+        self.pool.release(holding.pages[kept:])
+        del holding.pages[kept:]
 
     def fork(self, holding: Holding, size: int, samples: int) -> list[Holding]:
         """Give each sample of a text that is read a holding: the pages that none of them writes to are shared.
@@ -159,9 +193,13 @@ class Tables:
             self.release(holding)
         self.holdings.clear()
 
+    def _findable(self, size: int) -> int:
+        """How much of a text says what may be found of it."""
+        return max(0, size - self.least) // self.page_size * self.page_size + self.lookahead
+
     def _shared(self, size: int) -> int:
         """Pages of a text that nobody who goes on with it writes to again."""
-        return (size - self.lookahead) // self.page_size
+        return max(0, size - self.lookahead) // self.page_size
 
 
 def pages_that_fit(
@@ -173,16 +211,27 @@ def pages_that_fit(
 
 
 def lay_tables(
-    model: Transformer, rows: int, capacity: int, ahead: int, pages: int | None, page_size: int, prefix_cache: bool
+    model: Transformer,
+    rows: int,
+    capacity: int,
+    ahead: int,
+    pages: int | None,
+    page_size: int,
+    prefix_cache: bool,
+    fp8: bool = False,
 ) -> Tables | None:
     """Tables as `Engine` describes them; None where rows are to lie in stretches."""
     config, weight = model.config, model.embedding.weight
     if pages is not None and pages < 0:
         raise ValueError(f"pages={pages} is negative; give the number of pages, or 0 for rows without pages")
-    lookahead = min(ahead, 1)  # entries of MTP module 0 are made with the token of the next place
+    if fp8:
+        require_fp8(model, bool(pages))
+    lookahead = min(ahead, len(model.mtp))  # entries of MTP module d are made with the token d + 1 places on
     if pages is None and weight.is_cuda:
         free_bytes, _ = torch.cuda.mem_get_info(weight.device)
         pages = pages_that_fit(config, rows, capacity + ahead, page_size, weight.dtype, free_bytes)
     if not pages:
         return None
-    return Tables(config, rows, capacity, pages, page_size, ahead, lookahead, prefix_cache, weight.dtype, weight.device)
+    return Tables(
+        config, rows, capacity, pages, page_size, ahead, lookahead, prefix_cache, weight.dtype, weight.device, fp8
+    )

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from fathom.infer.experts import Routing
 from fathom.infer.mask import Mask
 from fathom.infer.request import Details, Finish, Piece, Request
 from fathom.infer.sampler import Law
@@ -42,6 +43,7 @@ class Tenant:
         self.law = Law(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
         self.edits, self.traced = request.edits, request.traced
         self.watched = self.streams or bool(request.stop)  # its tokens are looked at as they are drawn
+        self.routing = Routing(len(request.prompt)) if request.experts else None
         self.mask = Mask(request.allow) if callable(request.allow) else None
         self.transcript = request.decode and Transcript(request.decode, request.stop, sampling.min_tokens)
 
@@ -73,6 +75,7 @@ class Tenant:
                 text, finish = "", "error"
         if not self.tokens and not text and finish is None:
             return None
+        prompt_experts, experts = self.routing.take(self.count) if self.routing else (None, None)
         piece = Piece(
             self.request_id,
             self.sample,
@@ -86,6 +89,8 @@ class Tenant:
             details=Details(*self.trace[:4]) if self.request.details else None,
             cached=self.cached,
             error=self.error,
+            experts=experts,
+            prompt_experts=prompt_experts,
         )
         self.tokens, self.logprobs, self.trace = [], [], Trace([], [], [], [], [])
         return piece

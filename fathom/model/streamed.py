@@ -12,7 +12,7 @@ from fathom.kernels.stream import STREAMS, stream, table
 from fathom.model.block import Block
 from fathom.model.cache import Slots
 from fathom.model.mla import MLA
-from fathom.model.moe import MoE
+from fathom.model.moe import MoE, RoutingTrace
 from fathom.model.mtp import MTPModule
 from fathom.model.streamed_layers import Norm, StreamedMLA, StreamedMoE, StreamedSwiGLU
 from fathom.model.transformer import Transformer
@@ -53,15 +53,15 @@ class Streamed:
         """Compare the weights with those that were copied before the next pass."""
         self._checked = False
 
-    def __call__(self, tokens: Int[Tensor, "B T"], slots: Slots) -> State:
-        """As `Transformer.forward`."""
+    def __call__(self, tokens: Int[Tensor, "B T"], slots: Slots, trace: RoutingTrace | None = None) -> State:
+        """As `Transformer.forward`, but of a `trace` only `experts` are filled, and nothing is replayed."""
         if not self._takes(tokens, slots):
-            return self.model(tokens, slots=slots)
+            return self.model(tokens, slots=slots, trace=trace)
         layout = self._layout()
         x = self.model.embedding(tokens).flatten(0, 1)
         unit = self._unit(tokens, slots)
         for block in layout.blocks:
-            block(x, unit, slots)
+            block(x, unit, slots, trace)
         return layout.norm(x).mul_(layout.norm.gain).view(*tokens.shape, -1)
 
     def predict_further(self, depth: int, hidden: State, tokens: Int[Tensor, "B T"], slots: Slots) -> State:
@@ -120,10 +120,17 @@ class _StreamedBlock:
         self.attention = StreamedMLA(block.attention, block.attention_norm, int8)
         self.feed_forward = kind(block.feed_forward, block.feed_forward_norm, int8)  # pyright: ignore[reportArgumentType]
 
-    def __call__(self, x: Float[Tensor, "N D"], unit: Complex[Tensor, "N 1 F"], slots: Slots) -> None:
+    def __call__(
+        self, x: Float[Tensor, "N D"], unit: Complex[Tensor, "N 1 F"], slots: Slots, trace: RoutingTrace | None = None
+    ) -> None:
         """Overwrites x."""
         x.add_(self.attention(x, unit, slots))
-        x.add_(self.feed_forward(x))
+        if trace is not None and isinstance(self.feed_forward, StreamedMoE):
+            out, experts = self.feed_forward.route(x)
+            trace.experts.append(experts.view(*slots.positions.shape, -1))
+            x.add_(out)
+        else:
+            x.add_(self.feed_forward(x))
 
 
 class _StreamedMTP:

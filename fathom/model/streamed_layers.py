@@ -6,7 +6,7 @@ matrices that read the same vector lie side by side.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from fathom.kernels.router import choose_experts, gate_weights, router_scores
@@ -151,6 +151,10 @@ class StreamedMoE:
         ]
 
     def __call__(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        return self.route(x)[0]
+
+    def route(self, x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N D"], Int[Tensor, "N K"]]:
+        """What the layer adds, and the routed experts that it chose."""
         c, tokens = self.config, x.shape[0]
         normed = self.norm(x)
         scores = router_scores(torch.mm(normed, self.router), c.scoring_func)
@@ -165,10 +169,10 @@ class StreamedMoE:
             out = stream_swiglu(normed, experts, weights, self.gate_up, self.down)
             for gate_up, down in self.shared_tables:
                 out.add_(_swiglu(normed, gate_up, down))
-            return out
-        experts = torch.cat((experts, self.shared[:tokens]), 1)
+            return out, experts
+        chosen = torch.cat((experts, self.shared[:tokens]), 1)
         weights = torch.cat((weights, self.ones[:tokens]), 1)
-        return stream_swiglu(normed, experts, weights, self.gate_up, self.down)
+        return stream_swiglu(normed, chosen, weights, self.gate_up, self.down), experts
 
 
 def _swiglu(x: Float[Tensor, "N D"], gate_up: Tensor, down: Tensor) -> Float[Tensor, "N D"]:

@@ -51,6 +51,38 @@ def test_a_cancelled_request_frees_its_rows_at_once_and_disturbs_nobody(narrow: 
         engine.cancel(99)
 
 
+@pytest.mark.parametrize("pool", [{}, {"pages": 12, "page_size": 4, "step_tokens": 16}])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_cancelled_sample_disturbs_none_of_the_others(latent: Transformer, pool: dict[str, int], steps: int) -> None:
+    engine = Engine(latent, rows=4, drafts=2, capacity=48, **pool)  # pyright: ignore[reportArgumentType]
+    request = Request([1, 2, 3] * 7, SamplingConfig(max_tokens=12), seed=5, stop_ids=frozenset(), n=6)
+    beside = replace(request, prompt=[2, 3], n=2)
+    expected = [[piece.tokens for piece in engine.generate([each])[0]] for each in (request, beside)]
+    first, second = engine.submit(request), engine.submit(beside)
+    pieces = [piece for _ in range(steps) for piece in engine.step()]
+    used = engine.counters.pages_used
+    gone = {0, 3, 5}  # of those that run, and of those that wait
+    assert all(engine.cancel(first, sample) for sample in gone)
+    assert not any(engine.cancel(first, sample) for sample in (*gone, 6))
+    assert engine.counters.pages_used < used or not used
+    pieces += run(engine)
+    found = {(piece.request, piece.sample): piece.tokens for piece in pieces}
+    kept = {(first, sample): expected[0][sample] for sample in range(6) if sample not in gone}
+    assert found == kept | {(second, sample): expected[1][sample] for sample in range(2)}
+    assert engine.counters.pages_used == 0
+
+
+def test_a_request_whose_samples_are_all_cancelled_is_over(latent: Transformer) -> None:
+    engine = Engine(latent, rows=2)
+    request = engine.submit(Request([1, 2], GREEDY, 0, frozenset(), n=2))
+    engine.step()
+    assert engine.cancel(request, 1) and engine.busy
+    assert engine.cancel(request, 0) and not engine.busy and engine.step() == []
+    assert not engine.cancel(request)
+    with pytest.raises(ValueError, match="sample=-1 is negative"):
+        engine.cancel(request, -1)
+
+
 @pytest.mark.slow
 def test_no_row_is_lost_over_a_thousand_requests_cancelled_at_random(latent: Transformer) -> None:
     rng, engine = random.Random(0), Engine(latent, rows=6, drafts=True)

@@ -7,7 +7,8 @@ import torch
 
 from fathom.config import SamplingConfig
 from fathom.infer import Engine, Request
-from fathom.infer.int8 import Int8Report, compare_int8
+from fathom.infer.int8 import compare_int8
+from fathom.infer.rounding import RoundingReport
 from fathom.model import Transformer, streams
 
 x86 = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="needs fbgemm")
@@ -28,7 +29,7 @@ def test_the_error_is_measured_and_shown(latent: Transformer, caplog: pytest.Log
 
 
 def test_the_report_says_what_it_measured() -> None:
-    said = str(Int8Report(error=0.01234, agreement=0.975, places=126))
+    said = str(RoundingReport(error=0.01234, agreement=0.975, places=126))
     assert "1.23%" in said and "97.5%" in said and "126 places" in said
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from resource import getpagesize
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from fathom.config import SamplingConfig
 from fathom.infer import Engine, Forced, Piece, Request
+from fathom.infer.pace import Pace
 from fathom.infer.scheduler import group_alike, share_budget
 from fathom.model import Transformer
 
@@ -103,6 +105,50 @@ def test_texts_with_pages_are_those_without(narrow: Transformer, pool: str, draf
     assert (counters.preemptions > 0) == (pool != "ample") or pool == "one row each"
     assert (counters.prefix_hits > 0) == (pool not in ("no prefixes", "one row each"))
     assert counters.pages_used == 0 and counters.pages_free == POOLS[pool]["pages"]
+
+
+@pytest.fixture(scope="module")
+def deep(narrow: Transformer) -> Transformer:
+    """The narrow model with three MTP modules."""
+    model = Transformer(replace(narrow.config, num_nextn_predict_layers=3))
+    model.initialise(torch.Generator().manual_seed(14))
+    model.load_state_dict(narrow.state_dict(), strict=False)
+    for module in (1, 2):
+        for parameter in model.get_submodule(f"mtp.{module}.block.attention").parameters():
+            parameter.data *= 4
+    return model
+
+
+@pytest.mark.parametrize(
+    ("pool", "drafts"),
+    [
+        ("few", 3),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in product(POOLS, (2, 5)) if "row" not in each[0]),
+    ],
+)
+def test_all_modules_draft_with_pages_as_they_do_without(deep: Transformer, pool: str, drafts: int) -> None:
+    requests = [replace(request, top_logprobs=0, details=False) for request in crowd(5, count=7)]
+    expected, engine = Engine(deep, rows=8, drafts=drafts), Engine(deep, rows=8, drafts=drafts, **POOLS[pool])
+    for pieces, others in zip(engine.generate(requests), expected.generate(requests), strict=True):
+        assert [piece.tokens for piece in pieces] == [piece.tokens for piece in others]
+    assert engine.acceptance_by_position == expected.acceptance_by_position
+    assert min(engine.acceptance_by_position[:2]) > 0
+    assert (engine.counters.prefix_hits > 0) == (pool != "no prefixes")
+
+
+def test_modules_read_later_what_steps_without_drafts_left_behind(
+    deep: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    law = SamplingConfig(max_tokens=40)
+    requests = [Request([1, 2, 3] * (1 + 2 * seed), law, seed, frozenset()) for seed in range(6)]
+    found: list[tuple[list[list[int]], list[float]]] = []
+    for pool in ({}, POOLS["ample"]):
+        rng = random.Random(3)
+        monkeypatch.setattr(Pace, "choose", lambda pace, rows, rng=rng: rng.choice((0, 0, 1, 2, 3, 4)))
+        engine = Engine(deep, rows=6, drafts="auto", **pool)
+        texts = [piece.tokens for (piece,) in engine.generate(requests)]
+        found.append((texts, engine.acceptance_by_position))
+    assert found[0] == found[1] and found[0][1][1] > 0
 
 
 @pytest.mark.parametrize("drafts", [False, True])
@@ -217,23 +263,29 @@ def test_the_oldest_ends_and_the_short_do_not_wait() -> None:
 def test_no_page_is_lost_over_a_thousand_requests_cancelled_at_random(latent: Transformer, drafts: bool) -> None:
     rng = random.Random(0)
     engine = Engine(latent, rows=6, drafts=drafts, pages=9, page_size=4, step_tokens=16)
-    flying, done = list[int](), set[int]()
+    flying, done = dict[int, set[int]](), set[tuple[int, int]]()  # samples that nobody cancelled; those that ended
 
     def step() -> None:
-        done.update(piece.request for piece in engine.step())
+        done.update((piece.request, piece.sample) for piece in engine.step())
         engine._paging.check_pages()
 
     for number in range(1000):
         prompt = [1, 2, 3, 4] * rng.randint(0, 3) + [rng.randrange(5)] * 3
         sampling = SamplingConfig(max_tokens=rng.randint(1, 10), presence_penalty=rng.choice((0.0, 1.0)))
-        flying.append(engine.submit(Request(prompt, sampling, number, frozenset({4}), n=rng.randint(1, 3))))
+        samples = rng.randint(1, 3)
+        asked = engine.submit(Request(prompt, sampling, number, frozenset({4}), n=samples))
+        flying[asked] = set(range(samples))
         if rng.random() < 0.3:
             step()
         if rng.random() < 0.9:
-            engine.cancel(flying.pop(rng.randrange(len(flying))))
+            engine.cancel(cancelled := rng.choice(list(flying)))
+            del flying[cancelled]
+        if flying and rng.random() < 0.3:
+            engine.cancel(cancelled := rng.choice(list(flying)), sample := rng.randrange(3))
+            flying[cancelled].discard(sample)
     while engine.busy:
         step()
-    assert set(flying) <= done
+    assert {(number, sample) for number, samples in flying.items() for sample in samples} <= done
     assert engine.counters.pages_used == 0 and engine.counters.preemptions > 20
     last = Request([1, 2, 3, 4, 1, 2, 3, 4], SamplingConfig(max_tokens=20), 0, frozenset(), n=2)
     assert [p.tokens for p in engine.generate([last])[0]] == [
