@@ -19,7 +19,7 @@ from fathom.rl.losses import critic_losses, grpo_losses, take_notes
 from fathom.rl.outcome import rollout_metrics
 from fathom.rl.reference import Reference
 from fathom.rl.rollout import Rollout, roll_out
-from fathom.tasks import Task
+from fathom.tasks import Countdown, Task
 from fathom.text.tokenizer import Tokenizer
 from fathom.train import schedule
 from fathom.train.loop import Place, finish_step, kept_alive, resume
@@ -41,11 +41,12 @@ def train_grpo(
             f"grpo.prompts={config.prompts} leaves some of {place.world.size} workers without a question; "
             f"ask for at least {place.world.size}, or lower --workers"
         )
+    require_fitting(config, model)
     state = resume(place, TrainState.start(model, config.optimizer))
     reference = Reference(state, config)
     critic = CriticState.start(state, config.critic, place.world) if config.objective.advantage == "gae" else None
     questions = share(config.prompts, place.world.rank, place.world.size)
-    engine = Engine(model, rows=questions * config.group)
+    engine = Engine(model, rows=questions * config.group, drafts="auto" if config.drafts == "auto" else 0)
     while state.step < config.steps:
         started = time.perf_counter()
         reference.refresh(state)
@@ -53,12 +54,24 @@ def train_grpo(
         rollout = roll_out(engine, task, tokenizer, config, questions, state.step, draw)
         sampled_at = time.perf_counter()
         metrics = update(place, config, state, reference, rollout, critic)
-        outcome = rollout_metrics(place, rollout)
+        outcome = rollout_metrics(place, rollout, config.group, isinstance(task, Countdown))
         metrics |= outcome
         metrics["rollout_tokens_per_s"] = outcome["rollout_tokens"] / (sampled_at - started)
         metrics["seconds"] = time.perf_counter() - started
         finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps)
     return state
+
+
+def require_fitting(config: GRPOConfig, model: Transformer) -> None:
+    """Refuse what the model has no parts for."""
+    if config.drafts == "auto" and not len(model.mtp):
+        raise ValueError(
+            "grpo.drafts=auto needs an MTP module to draft, but model.num_nextn_predict_layers=0; choose grpo.drafts=off"
+        )
+    if config.replay_routing and not any(map(model.config.is_moe_layer, range(model.config.num_hidden_layers))):
+        raise ValueError(
+            "grpo.replay_routing=True repeats choices of experts, but the model has none; leave it at False"
+        )
 
 
 def share(total: int, rank: int, size: int) -> int:
@@ -78,7 +91,7 @@ def update(
     batch = collate(rollout.kept, config)
     order = np.random.default_rng(state.step).permutation(len(batch.tokens))
     updates = [in_micro_batches(batch, rows, config.micro_batch_rows) for rows in np.array_split(order, config.updates)]
-    if critic or config.updates > 1:  # all of them are judged against the policy before the first
+    if critic or config.updates > 1 or config.exact_sampling:  # all of them are judged against the policy before the first
         judge = critic and critic.model
         updates = [
             [take_notes(state.model, reference.model, judge, micro, config, place) for micro in micros]
@@ -89,8 +102,9 @@ def update(
     rates = rates_of(config, state)
     reports: list[StepReport] = []
     values: list[StepReport] = []
+    widest: list[torch.Tensor] = []
     for micros in updates:
-        reports.append(update_once(place, config, state, reference, micros, rates))
+        reports.append(update_once(place, config, state, reference, micros, rates, widest))
         if critic:
             values.append(update_critic(place, config, critic, micros, rates))
     state.step += 1
@@ -105,6 +119,7 @@ def update(
         "loss": loss,
         "grad_norm": norm,
         "lr": rates.lr,
+        "gap_max": max(float(str(gap)) for gap in place.world.gather(max(map(float, widest)))),
         "trained_tokens": place.world.sum_numbers(trained)[0],
         **critic_metrics(values, sums["tokens"]),
         **balance_metrics(reports[-1].loads),
@@ -129,6 +144,7 @@ def update_once(
     reference: Reference,
     micro_batches: Sequence[GroupBatch],
     rates: Rates,
+    widest: list[torch.Tensor],
 ) -> StepReport:
     """One optimizer step; its denominators count over all micro-batches and processes."""
     world, objective = place.world, config.objective
@@ -137,7 +153,8 @@ def update_once(
         sum(int(denominator(mask, objective, config.sampling.max_tokens)) for mask in masks),
         sum(int(mask.sum()) for mask in masks),
     )
-    losses = partial(grpo_losses, state.model, reference.model, config, int(total), max(tokens, 1.0), world.device)
+    counts = int(total), max(tokens, 1.0)
+    losses = partial(grpo_losses, state.model, reference.model, config, *counts, world.device, widest)
     return train_step(state, micro_batches, losses, rates, world, place.dtype)
 
 
