@@ -5,6 +5,7 @@ Every function here is called by all processes of a world; the verbs of the comm
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
 from fathom.plan.hardware import HARDWARE, Devices
 from fathom.plan.layout import Layout, check
+from fathom.rl.budget import next_points
 from fathom.rl.loop import train_grpo
 from fathom.runs import Run
 from fathom.tasks import Countdown, Problem, build, distinct_problems
@@ -180,12 +182,14 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
         tokenizer = Tokenizer.load(run.tokenizer_path)
         model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
         place = Place(run, "grpo", world, compute_dtype(config, world), notify, config.resilience)
-        state = train_grpo(place, config.grpo, model, build(config.task), tokenizer, config.seed)
+        task = build(config.task)
+        state = train_grpo(place, config.grpo, model, task, tokenizer, config.seed, config.dollars_per_hour)
         lines = run.read_metrics("grpo")
         per_token = train_flops_per_token(model.config, config.grpo.sampling.max_tokens, mtp=False)
         sampled, trained = (sum(line[name] for line in lines) for name in ("rollout_tokens", "trained_tokens"))
         return {
-            "steps": config.grpo.steps,
+            "steps": state.step,
+            **budget_record(config, lines),
             "tokens": int(sampled),
             "trained_tokens": int(trained),
             "flops": per_token * (sampled / 3 + trained),  # a forward pass is a third of a training step
@@ -194,7 +198,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
         }
 
     inputs: dict[str, object] = {
-        "grpo": config.grpo,
+        "grpo": replace(config.grpo, budget_dollars=0.0),  # more money lets the same stage go on
         **({"lora": config.lora} if config.lora.rank else {}),
         "task": config.task,
         "seed": config.seed,
@@ -203,6 +207,17 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
     }
     output = checkpoint_path(run.checkpoint_dir("grpo"), config.grpo.steps)
     return run_stage(run, world, config, "grpo", inputs, work, output, start_over)
+
+
+def budget_record(config: Config, lines: Sequence[Record]) -> Record:
+    """Of a stage with a budget: what was spent, why it ended, and what more would cost."""
+    if not config.grpo.budget_dollars or not lines:
+        return {}
+    accuracies = [line["accuracy"] for line in lines if line.get("accuracy") is not None]
+    spent = lines[-1].get("spent_dollars", 0.0)
+    outlook = next_points(accuracies, spent / len(lines), config.grpo.plateau_steps)
+    stopped = lines[-1].get("stopped", "")
+    return {"budget": {"dollars": config.grpo.budget_dollars, "spent": spent, "stopped": stopped, "outlook": outlook}}
 
 
 def evaluation(world: World, config: Config, run: Run, name: str, source: str) -> Record:

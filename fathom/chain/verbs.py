@@ -83,7 +83,7 @@ def run_alone(name: str, config: Config, run: Run, steps: int = 0, keep_config: 
 
 def _run_stage(world: World, name: str, config: Config, run: Run, steps: int) -> None:
     console = Console(quiet=not world.is_main)
-    with progress(console, name, steps) as notify:
+    with progress(console, name, steps, run.read_metrics(name)) as notify:
         record = STAGES[name](world, config, run, notify)
     if record:
         console.print(f"[bold]{name}[/bold]  {describe_stage(record)}", highlight=False)

@@ -7,6 +7,7 @@ from typing import Any, cast
 from fathom.config import Config
 from fathom.plan.count import main_parameters
 from fathom.report import figures, units
+from fathom.report.alarms import alarms
 from fathom.report.findings import (
     Trend,
     describe_accuracy,
@@ -91,6 +92,7 @@ def gather_contents(run: Run) -> dict[str, Any]:
         "cards": _cards(outcome),
         "outcome_figures": figures.outcome_figures(outcome),
         "loss_figures": figures.loss_figures(metrics),
+        "alarms": alarms(metrics["grpo"]),
         "reward_figures": figures.reward_figures(metrics["grpo"]),
         "reward_sentences": _describe_reward(accuracy, length),
         "expert_figures": figures.expert_figures(metrics, config.model),

@@ -11,6 +11,7 @@ import torch
 from fathom.config import GRPOConfig
 from fathom.infer.engine import Engine
 from fathom.model import Transformer
+from fathom.rl.budget import Purse
 from fathom.rl.batch import GroupBatch, collate, in_micro_batches
 from fathom.rl.critic import CriticState
 from fathom.rl.gae import whiten
@@ -29,9 +30,17 @@ from fathom.train.step import Rates, StepReport, TrainState, train_step
 
 @kept_alive
 def train_grpo(
-    place: Place, config: GRPOConfig, model: Transformer, task: Task, tokenizer: Tokenizer, seed: int
+    place: Place,
+    config: GRPOConfig,
+    model: Transformer,
+    task: Task,
+    tokenizer: Tokenizer,
+    seed: int,
+    dollars_per_hour: float = 0.0,
 ) -> TrainState:
     """Reinforcement learning to `config.steps`, going on from the stage's newest checkpoint.
+
+    With a budget it ends earlier: before a step that could cost more, or on a plateau (see `is_plateau`).
 
     The engine samples from the very tensors that are trained, so nothing has to be copied between them. All
     randomness follows from (seed, step, process): a resumed run repeats an unbroken one.
@@ -47,7 +56,8 @@ def train_grpo(
     critic = CriticState.start(state, config.critic, place.world) if config.objective.advantage == "gae" else None
     questions = share(config.prompts, place.world.rank, place.world.size)
     engine = Engine(model, rows=questions * config.group, drafts="auto" if config.drafts == "auto" else 0)
-    while state.step < config.steps:
+    purse = Purse(place, config, dollars_per_hour) if config.budget_dollars else None
+    while state.step < config.steps and not (purse and purse.is_empty()):
         started = time.perf_counter()
         reference.refresh(state)
         draw = f"{seed}/{state.step}/{place.world.rank}"
@@ -58,7 +68,12 @@ def train_grpo(
         metrics |= outcome
         metrics["rollout_tokens_per_s"] = outcome["rollout_tokens"] / (sampled_at - started)
         metrics["seconds"] = time.perf_counter() - started
-        finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps)
+        if purse:
+            metrics |= purse.pay(metrics)
+        last = state.step if metrics.get("stopped") else config.steps
+        finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, last)
+        if metrics.get("stopped"):
+            break
     return state
 
 
