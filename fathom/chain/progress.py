@@ -25,9 +25,7 @@ ALARM_STEPS = 5  # between two looks for alarms
 
 
 @contextmanager
-def progress(
-    console: Console, title: str, steps: int, before: Sequence[Mapping[str, Any]] = ()
-) -> Generator[Notify]:
+def progress(console: Console, title: str, steps: int, before: Sequence[Mapping[str, Any]] = ()) -> Generator[Notify]:
     """A bar over `steps`; what it yields is told of every finished step.
 
     Reinforcement learning is watched: an alarm is told once, when it first rings. `before` are the metrics of steps
@@ -86,6 +84,8 @@ def describe_stage(record: Record) -> str:
     if "vocabulary" in record:
         parts.append(f"{record['vocabulary']} entries, {record['tokens']:,} tokens")
     if budget := record.get("budget"):
-        ended = {"budget": ", all that a further step leaves", "plateau": ", ended on a plateau"}.get(budget["stopped"], "")
+        ended = {"budget": ", all that a further step leaves", "plateau": ", ended on a plateau"}.get(
+            budget["stopped"], ""
+        )
         parts.append(f"${budget['spent']:.2f} of ${budget['dollars']:.2f} spent{ended}; {budget['outlook']}")
     return ", ".join([*parts, f"{record['seconds']:.0f} s"])

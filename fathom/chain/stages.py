@@ -15,7 +15,7 @@ from fathom.chain.data import open_text, prepare_text, solved_path, solved_probl
 from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
 from fathom.checkpoint.find import find_checkpoint
 from fathom.checkpoint.state import checkpoint_path, list_checkpoints, load_weights, weights_hash
-from fathom.config import Config, ModelConfig, TrainConfig
+from fathom.config import Config, GRPOConfig, ModelConfig, TrainConfig
 from fathom.eval.scores import require_samples, score_at
 from fathom.eval.suite import Answer, evaluate, random_play, tried
 from fathom.infer.speculate import speculate_greedy
@@ -198,7 +198,7 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
         }
 
     inputs: dict[str, object] = {
-        "grpo": replace(config.grpo, budget_dollars=0.0),  # more money lets the same stage go on
+        "grpo": unlimited(config.grpo),  # more money lets the same stage go on
         **({"lora": config.lora} if config.lora.rank else {}),
         "task": config.task,
         "seed": config.seed,
@@ -207,6 +207,12 @@ def grpo(world: World, config: Config, run: Run, notify: Notify = quiet, start_o
     }
     output = checkpoint_path(run.checkpoint_dir("grpo"), config.grpo.steps)
     return run_stage(run, world, config, "grpo", inputs, work, output, start_over)
+
+
+def unlimited(config: GRPOConfig) -> GRPOConfig:
+    """The same stage whatever it may cost."""
+    plain = GRPOConfig()
+    return replace(config, budget_dollars=0.0, plateau_steps=plain.plateau_steps, plateau_gain=plain.plateau_gain)
 
 
 def budget_record(config: Config, lines: Sequence[Record]) -> Record:

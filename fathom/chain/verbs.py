@@ -18,6 +18,7 @@ from fathom.eval.exam import Exam
 from fathom.eval.scores import require_samples
 from fathom.infer.speaker import newest_stage
 from fathom.parallel.world import World, is_first, is_restarted, is_torchrun, launch
+from fathom.rl.budget import parse_dollars
 from fathom.runs import Run
 from fathom.train.loop import Notify
 
@@ -58,6 +59,15 @@ def grpo(config: Config, run: Run, resume: bool) -> None:
     """Reinforcement learning on the task."""
     require_resume(run, "grpo", resume)
     run_alone("grpo", config, run, config.grpo.steps)
+
+
+def priced(config: Config, budget: str | None, price: float | None) -> Config:
+    """The config with the flags --budget and --price in their fields."""
+    if price is not None:
+        config = replace(config, dollars_per_hour=price)
+    if budget is not None:
+        config = replace(config, grpo=replace(config.grpo, budget_dollars=parse_dollars(budget)))
+    return config
 
 
 def evaluate(config: Config, run: Run, exam: Exam) -> None:

@@ -118,7 +118,9 @@ def _form_only(trends: Trends) -> Alarm | None:
     if _rose(trends, "accuracy"):
         return None
     sign = f"well-formed answers rose to {form.last:.0%}, right ones did not"
-    return Alarm("form without accuracy", sign, "lower reward.format, start from easier problems, or train a cold start")
+    return Alarm(
+        "form without accuracy", sign, "lower reward.format, start from easier problems, or train a cold start"
+    )
 
 
 def _dead(trends: Trends) -> Alarm | None:

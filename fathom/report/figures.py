@@ -106,7 +106,9 @@ def reward_figures(grpo: Records) -> list[Figure]:
             "sampler-gap",
             "Sampler against trainer",
             "Differences of their log-probabilities in nats a token, and the mean k3.",
-            _lines(grpo, {"gap": "mean", "gap_max": "largest", "gap_k3": "mean k3", "engine_gap": "mean of the engine"}),
+            _lines(
+                grpo, {"gap": "mean", "gap_max": "largest", "gap_k3": "mean k3", "engine_gap": "mean of the engine"}
+            ),
             from_zero=True,
         ),
         _curves(

@@ -8,7 +8,8 @@ from fathom.tasks.countdown import count_tries
 # words with which a thinking takes itself up (R1 2.2.4's "wait"); whole words, in any case
 REFLECTIONS = re.compile(
     r"\b(?:wait|hmm+|hold on|let me (?:re)?check|let's (?:re)?check|let me verify|double[- ]check|alternatively|"
-    r"let me try|try again|another (?:way|approach)|on second thought|actually|i made a mistake|that's (?:not right|wrong))\b",
+    r"let me try|try again|another (?:way|approach)|on second thought|actually|i made a mistake|"
+    r"that's (?:not right|wrong))\b",
     re.IGNORECASE,
 )
 

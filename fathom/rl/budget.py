@@ -49,7 +49,7 @@ def is_plateau(accuracies: Sequence[float], steps: int, gain: float) -> bool:
 
 
 def next_points(accuracies: Sequence[float], dollars_per_step: float, steps: int, points: int = 5) -> str:
-    """What so many further points of accuracy would cost if the line of the last `steps` went on, or why nobody knows."""
+    """What so many further points would cost if the line of the last `steps` went on, or why nobody knows."""
     wanted = points / 100
     recent = [value for value in accuracies[-steps:] if math.isfinite(value)]
     if len(recent) < min(steps, 10):
@@ -73,8 +73,9 @@ class Bill:
 
     def __init__(self, path: Path, dollars_per_hour: float) -> None:
         self._path, self._price = path, dollars_per_hour / 3600
-        self.seconds = float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
-        self._steps: list[float] = []
+        kept = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "recent": []}
+        self.seconds = float(kept["seconds"])
+        self._recent = [float(seconds) for seconds in kept["recent"]]
 
     @property
     def dollars(self) -> float:
@@ -84,12 +85,12 @@ class Bill:
     def add(self, seconds: float) -> None:
         """A step took so long, from the end of the one before it."""
         self.seconds += seconds
-        self._steps.append(seconds)
-        write_whole(self._path, json.dumps({"seconds": self.seconds}))
+        self._recent = [*self._recent, seconds][-RECENT:]
+        write_whole(self._path, json.dumps({"seconds": self.seconds, "recent": self._recent}))
 
     def affords_a_step(self, budget: float) -> bool:
         """Whether another step as long as the longest of the last ones, and as much again to save, stays within."""
-        reserve = 2 * max(self._steps[-RECENT:], default=0.0)
+        reserve = 2 * max(self._recent, default=0.0)
         return (self.seconds + reserve) * self._price < budget
 
 
@@ -106,12 +107,11 @@ class Purse:
         self._bill = Bill(place.run.checkpoint_dir(place.stage) / "bill.json", dollars_per_hour)
         lines = place.run.read_metrics(place.stage)
         self._accuracies = [line["accuracy"] for line in lines if line.get("accuracy") is not None]
-        self._ended = any(line.get("stopped") == "plateau" for line in lines[-1:])
         self._since = time.perf_counter()
 
     def is_empty(self) -> bool:
         """Whether nothing is left for a step, or the stage had ended on a plateau."""
-        return bool(self._place.world.gather(self._ended or not self._affords())[0])
+        return bool(self._place.world.gather(bool(self._why()))[0])
 
     def pay(self, metrics: Mapping[str, object]) -> dict[str, object]:
         """Book the time since the last step; what belongs in the step's metrics, with the reason if it is the last."""
@@ -120,11 +120,24 @@ class Purse:
         self._accuracies.append(float(str(metrics["accuracy"])))
         if self._place.world.is_main:
             self._bill.add(seconds)
-        c = self._config
-        flat = is_plateau(self._accuracies, c.plateau_steps, c.plateau_gain)
-        stop: Stop = "budget" if not self._affords() else "plateau" if flat else ""
-        stop, spent = self._place.world.gather((stop, self._bill.dollars))[0]  # pyright: ignore[reportGeneralTypeIssues]
-        return {"spent_dollars": spent, **({"stopped": stop} if stop else {})}
+        stop = str(self._place.world.gather(self._why())[0])
+        return {"spent_dollars": self._bill.dollars, **({"stopped": stop} if stop else {})}
 
-    def _affords(self) -> bool:
-        return self._bill.affords_a_step(self._config.budget_dollars)
+    def _why(self) -> Stop:
+        """Why no further step is made, as this process sees it."""
+        c = self._config
+        if not self._bill.affords_a_step(c.budget_dollars):
+            return "budget"
+        return "plateau" if is_plateau(self._accuracies, c.plateau_steps, c.plateau_gain) else ""
+
+
+def parse_dollars(text: str) -> float:
+    """Dollars of "30usd", "30" or "$30"; ValueError for all else."""
+    plain = text.strip().lower().removeprefix("$").removesuffix("usd").strip()
+    try:
+        value = float(plain)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"--budget {text} is no sum of dollars above 0; write it like 30usd or 30")
+    return value

@@ -11,8 +11,8 @@ import torch
 from fathom.config import GRPOConfig
 from fathom.infer.engine import Engine
 from fathom.model import Transformer
-from fathom.rl.budget import Purse
 from fathom.rl.batch import GroupBatch, collate, in_micro_batches
+from fathom.rl.budget import Purse
 from fathom.rl.critic import CriticState
 from fathom.rl.gae import whiten
 from fathom.rl.grpo import denominator, loss_mask, metric_means
@@ -81,7 +81,7 @@ def require_fitting(config: GRPOConfig, model: Transformer) -> None:
     """Refuse what the model has no parts for."""
     if config.drafts == "auto" and not len(model.mtp):
         raise ValueError(
-            "grpo.drafts=auto needs an MTP module to draft, but model.num_nextn_predict_layers=0; choose grpo.drafts=off"
+            "grpo.drafts=auto needs an MTP module to draft, but model.num_nextn_predict_layers=0; choose off"
         )
     if config.replay_routing and not any(map(model.config.is_moe_layer, range(model.config.num_hidden_layers))):
         raise ValueError(
@@ -106,7 +106,9 @@ def update(
     batch = collate(rollout.kept, config)
     order = np.random.default_rng(state.step).permutation(len(batch.tokens))
     updates = [in_micro_batches(batch, rows, config.micro_batch_rows) for rows in np.array_split(order, config.updates)]
-    if critic or config.updates > 1 or config.exact_sampling:  # all of them are judged against the policy before the first
+    if (
+        critic or config.updates > 1 or config.exact_sampling
+    ):  # all of them are judged against the policy before the first
         judge = critic and critic.model
         updates = [
             [take_notes(state.model, reference.model, judge, micro, config, place) for micro in micros]
@@ -134,7 +136,7 @@ def update(
         "loss": loss,
         "grad_norm": norm,
         "lr": rates.lr,
-        "gap_max": max(float(str(gap)) for gap in place.world.gather(max(map(float, widest)))),
+        "gap_max": max(float(str(gap)) for gap in place.world.gather(max(float(gap) for gap in widest))),
         "trained_tokens": place.world.sum_numbers(trained)[0],
         **critic_metrics(values, sums["tokens"]),
         **balance_metrics(reports[-1].loads),

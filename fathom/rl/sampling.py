@@ -1,7 +1,7 @@
 """One round of sampling: finished answers are graded while others are still drawn, and the slowest may be cut."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -80,7 +80,7 @@ def sample_round(
 
 
 @contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+def _pool(threads: int) -> Generator[ThreadPoolExecutor]:
     """Threads that do not begin what nobody waits for any more."""
     pool = ThreadPoolExecutor(threads, "grader")
     try:
@@ -90,7 +90,7 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 @contextmanager
-def _emptied(engine: Engine) -> Iterator[None]:
+def _emptied(engine: Engine) -> Generator[None]:
     """Leave nothing in flight, whatever happens."""
     try:
         yield

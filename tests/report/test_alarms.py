@@ -32,7 +32,12 @@ HEALTHY: dict[str, Curve] = {
     "groups_kept": flat(12),
     "gap_k3": flat(1e-6),
 }
-STUCK: dict[str, Curve] = HEALTHY | {"reward": flat(0.1), "accuracy": flat(0.1), "length": flat(60), "format": flat(0.9)}
+STUCK: dict[str, Curve] = HEALTHY | {
+    "reward": flat(0.1),
+    "accuracy": flat(0.1),
+    "length": flat(60),
+    "format": flat(0.9),
+}
 
 
 def history(curves: dict[str, Curve], seed: int = 0, steps: int = STEPS) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fathom.parallel.world import World
-from fathom.rl.budget import Bill, is_plateau, next_points, slope_of
+from fathom.rl.budget import Bill, is_plateau, next_points, parse_dollars, slope_of
 from fathom.rl.loop import train_grpo
 from fathom.runs import Run
 from fathom.train.loop import Place
@@ -69,3 +69,17 @@ def test_training_ends_within_its_budget_with_a_checkpoint_and_counts_what_was_s
     assert (tmp_path / "grpo" / f"step_{state.step:06d}").exists()
     again = train_grpo(place, config, policy.model, policy.task, policy.tokenizer, 0, price)
     assert again.step == state.step and len(Run(tmp_path).read_metrics("grpo")) == state.step
+
+
+def test_sums_are_read_as_people_write_them() -> None:
+    assert [parse_dollars(text) for text in ("30usd", "30", "$2.50", "1 USD")] == [30.0, 30.0, 2.5, 1.0]
+    for text in ("", "thirty", "0", "-3usd", "nan", "inf"):
+        with pytest.raises(ValueError, match=r"--budget .* is no sum of dollars above 0"):
+            parse_dollars(text)
+
+
+def test_a_budget_without_a_price_is_refused(policy, tmp_path: Path) -> None:
+    place = Place(Run(tmp_path), "grpo", World(0, 1, torch.device("cpu")))
+    config = replace(policy.config, budget_dollars=1.0)
+    with pytest.raises(ValueError, match="needs the machine's price"):
+        train_grpo(place, config, policy.model, policy.task, policy.tokenizer, 0)
