@@ -22,6 +22,7 @@ from fathom.report.outcome import Evaluation, Outcome, Share, read_outcome
 from fathom.runs import Record, Run
 
 TRANSCRIPTS = 6  # pairs of answers shown
+EXAMPLE_STEPS = 12  # steps whose samples are shown
 LEDGER_FIELDS = (  # what a line may hold; the page shows a dash for the rest
     *("seconds", "steps", "tokens", "flops", "peak_memory_gib", "dollars"),
     *("seed", "data_hash", "weights_hash", "commit", "machine", "score", "loss"),
@@ -93,6 +94,7 @@ def gather_contents(run: Run) -> dict[str, Any]:
         "outcome_figures": figures.outcome_figures(outcome),
         "loss_figures": figures.loss_figures(metrics),
         "alarms": alarms(metrics["grpo"]),
+        "examples": _examples(run.read_samples("grpo")),
         "reward_figures": figures.reward_figures(metrics["grpo"]),
         "reward_sentences": _describe_reward(accuracy, length),
         "expert_figures": figures.expert_figures(metrics, config.model),
@@ -106,6 +108,14 @@ def gather_contents(run: Run) -> dict[str, Any]:
         "machines": list(dict.fromkeys(_describe_machine(line["machine"]) for line in ledger if line["machine"])),
         "findings": list_findings(outcome, accuracy, length, config.task, config.seed),
     }
+
+
+def _examples(samples: Sequence[Record]) -> list[Record]:
+    """Samples of training, one a place: what a resume repeated counts once, and long runs show a dozen steps."""
+    steps = sorted({sample["step"] for sample in samples})
+    shown = steps[:: max(1, -(-len(steps) // EXAMPLE_STEPS))]
+    newest = {(sample["step"], sample["question"]): sample for sample in samples if sample["step"] in shown}
+    return [newest[place] for place in sorted(newest, key=lambda place: place[0])]
 
 
 def name_stage(stage: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from fathom.config import GRPOConfig
 from fathom.eval.passk import Z_95
@@ -73,9 +73,9 @@ class Bill:
 
     def __init__(self, path: Path, dollars_per_hour: float) -> None:
         self._path, self._price = path, dollars_per_hour / 3600
-        kept = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "recent": []}
-        self.seconds = float(kept["seconds"])
-        self._recent = [float(seconds) for seconds in kept["recent"]]
+        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: float = kept.get("seconds", 0.0)
+        self._recent: list[float] = kept.get("recent", [])
 
     @property
     def dollars(self) -> float:

@@ -21,11 +21,14 @@ from fathom.rl.outcome import rollout_metrics
 from fathom.rl.reference import Reference
 from fathom.rl.rollout import Rollout, roll_out
 from fathom.tasks import Countdown, Task
+from fathom.text.chat import parse_reply
 from fathom.text.tokenizer import Tokenizer
 from fathom.train import schedule
 from fathom.train.loop import Place, finish_step, kept_alive, resume
 from fathom.train.metrics import balance_metrics
 from fathom.train.step import Rates, StepReport, TrainState, train_step
+
+EXAMPLES = 3  # answers kept with every checkpoint
 
 
 @kept_alive
@@ -56,6 +59,8 @@ def train_grpo(
     critic = CriticState.start(state, config.critic, place.world) if config.objective.advantage == "gae" else None
     questions = share(config.prompts, place.world.rank, place.world.size)
     engine = Engine(model, rows=questions * config.group, drafts="auto" if config.drafts == "auto" else 0)
+    if place.world.is_main and not state.step:
+        place.run.forget_samples(place.stage)
     purse = Purse(place, config, dollars_per_hour) if config.budget_dollars else None
     while state.step < config.steps and not (purse and purse.is_empty()):
         started = time.perf_counter()
@@ -70,11 +75,24 @@ def train_grpo(
         metrics["seconds"] = time.perf_counter() - started
         if purse:
             metrics |= purse.pay(metrics)
+        if place.world.is_main and state.step % config.save_every == 0:
+            keep_examples(place, state.step, rollout)
         last = state.step if metrics.get("stopped") else config.steps
         finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, last)
         if metrics.get("stopped"):
             break
     return state
+
+
+def keep_examples(place: Place, step: int, rollout: Rollout) -> None:
+    """Keep the first answers to a step's first questions as examples, without looking at whether they are right."""
+    first = {episode.group: episode for episode in reversed(rollout.sampled)}
+    for group in sorted(first)[:EXAMPLES]:
+        episode = first[group]
+        reply, right = parse_reply(episode.reply), episode.reward.accuracy == 1
+        parts = {"thinking": reply.thinking, "answer": reply.answer, "correct": right, "reply": episode.reply}
+        earned = episode.reward.total
+        place.run.append_sample(place.stage, question=episode.problem.question, **parts, step=step, reward=earned)
 
 
 def require_fitting(config: GRPOConfig, model: Transformer) -> None:
