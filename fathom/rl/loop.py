@@ -89,10 +89,17 @@ def keep_examples(place: Place, step: int, rollout: Rollout) -> None:
     first = {episode.group: episode for episode in reversed(rollout.sampled)}
     for group in sorted(first)[:EXAMPLES]:
         episode = first[group]
-        reply, right = parse_reply(episode.reply), episode.reward.accuracy == 1
-        parts = {"thinking": reply.thinking, "answer": reply.answer, "correct": right, "reply": episode.reply}
-        earned = episode.reward.total
-        place.run.append_sample(place.stage, question=episode.problem.question, **parts, step=step, reward=earned)
+        reply = parse_reply(episode.reply)
+        place.run.append_sample(
+            place.stage,
+            question=episode.problem.question,
+            thinking=reply.thinking,
+            answer=reply.answer,
+            correct=episode.reward.accuracy == 1,
+            reply=episode.reply,
+            step=step,
+            reward=episode.reward.total,
+        )
 
 
 def require_fitting(config: GRPOConfig, model: Transformer) -> None:
