@@ -127,16 +127,26 @@ def sft(config: Fields, toml: Toml = None, out: Out = None, resume: Resume = Fal
     verbs.sft(config, Run(out or _default_out(config)), resume)
 
 
-def grpo(config: Fields, toml: Toml = None, out: Out = None, resume: Resume = False) -> None:
+def grpo(
+    config: Fields,
+    toml: Toml = None,
+    out: Out = None,
+    resume: Resume = False,
+    budget: Annotated[str | None, arg(help="most that the stage may cost, such as 30usd; a resume counts all")] = None,
+    price: Annotated[float | None, arg(help="dollars an hour of this machine (--dollars-per-hour)")] = None,
+) -> None:
     """Reinforce what is checked to be right: group relative policy optimisation.
 
     A group of answers is sampled per question and graded by rule; each answer is pushed by how much better it is than
     its group (DeepSeekMath 4.1, R1 2.2). Flags of the stage begin with --grpo and --task.
 
     Example: fathom grpo --out runs/mine --grpo.steps 600 --grpo.objective.kl_beta 0.001
+
+    Example: fathom grpo --out runs/mine --budget 30usd --price 3.0
     """
     from fathom.chain import verbs
 
+    config = verbs.priced(config, budget, price)
     verbs.grpo(config, Run(out or _default_out(config)), resume)
 
 

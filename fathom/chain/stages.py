@@ -6,6 +6,7 @@ Every function here is called by all processes of a world; the verbs of the comm
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
 from fathom.plan.hardware import HARDWARE, Devices
 from fathom.plan.layout import Layout, check
+from fathom.rl.budget import next_points
 from fathom.rl.loop import train_grpo
 from fathom.runs import Run
 from fathom.tasks import Countdown, Problem, Task, build, distinct_problems
@@ -239,12 +241,14 @@ def reinforce(
         tokenizer = Tokenizer.load(run.tokenizer_path)
         model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
         place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
-        state = train_grpo(place, law, model, task_of(tokenizer), tokenizer, config.seed)
+        task = task_of(tokenizer)
+        state = train_grpo(place, law, model, task, tokenizer, config.seed, config.dollars_per_hour)
         lines = run.read_metrics(stage)
         per_token = train_flops_per_token(model.config, law.sampling.max_tokens, mtp=False)
         sampled, trained = (sum(line[name] for line in lines) for name in ("rollout_tokens", "trained_tokens"))
         return {
-            "steps": law.steps,
+            "steps": state.step,
+            **budget_record(law, lines),
             "tokens": int(sampled),
             "trained_tokens": int(trained),
             "flops": per_token * (sampled / 3 + trained),  # a forward pass is a third of a training step
@@ -253,7 +257,7 @@ def reinforce(
         }
 
     depends: dict[str, object] = {
-        "grpo": law,
+        "grpo": unlimited(law),  # more money lets the same stage go on
         **({"lora": config.lora} if config.lora.rank else {}),
         **inputs,
         "seed": config.seed,
@@ -262,6 +266,23 @@ def reinforce(
     }
     output = checkpoint_path(run.checkpoint_dir(stage), law.steps)
     return run_stage(run, world, config, stage, depends, work, output, start_over)
+
+
+def unlimited(config: GRPOConfig) -> GRPOConfig:
+    """The same stage whatever it may cost."""
+    plain = GRPOConfig()
+    return replace(config, budget_dollars=0.0, plateau_steps=plain.plateau_steps, plateau_gain=plain.plateau_gain)
+
+
+def budget_record(law: GRPOConfig, lines: Sequence[Record]) -> Record:
+    """Of a stage with a budget: what was spent, why it ended, and what more would cost."""
+    if not law.budget_dollars or not lines:
+        return {}
+    accuracies = [line["accuracy"] for line in lines if line.get("accuracy") is not None]
+    spent = lines[-1].get("spent_dollars", 0.0)
+    outlook = next_points(accuracies, spent / len(lines), law.plateau_steps)
+    stopped = lines[-1].get("stopped", "")
+    return {"budget": {"dollars": law.budget_dollars, "spent": spent, "stopped": stopped, "outlook": outlook}}
 
 
 def evaluation(world: World, config: Config, run: Run, name: str, source: str) -> Record:

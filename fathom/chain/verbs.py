@@ -18,6 +18,7 @@ from fathom.eval.exam import Exam
 from fathom.eval.scores import require_samples
 from fathom.infer.speaker import newest_stage
 from fathom.parallel.world import World, is_first, is_restarted, is_torchrun, launch
+from fathom.rl.budget import parse_dollars
 from fathom.runs import Run
 from fathom.train.loop import Notify
 
@@ -60,6 +61,15 @@ def grpo(config: Config, run: Run, resume: bool) -> None:
     run_alone("grpo", config, run, config.grpo.steps)
 
 
+def priced(config: Config, budget: str | None, price: float | None) -> Config:
+    """The config with the flags --budget and --price in their fields."""
+    if price is not None:
+        config = replace(config, dollars_per_hour=price)
+    if budget is not None:
+        config = replace(config, grpo=replace(config.grpo, budget_dollars=parse_dollars(budget)))
+    return config
+
+
 def evaluate(config: Config, run: Run, exam: Exam) -> None:
     """Score the newest model of the run on held-out problems, with random play beside it, or on questions of files."""
     if exam.asks_files or holds_weights(run.path):
@@ -83,7 +93,7 @@ def run_alone(name: str, config: Config, run: Run, steps: int = 0, keep_config: 
 
 def _run_stage(world: World, name: str, config: Config, run: Run, steps: int) -> None:
     console = Console(quiet=not world.is_main)
-    with progress(console, name, steps) as notify:
+    with progress(console, name, steps, run.read_metrics(name)) as notify:
         record = STAGES[name](world, config, run, notify)
     if record:
         console.print(f"[bold]{name}[/bold]  {describe_stage(record)}", highlight=False)

@@ -1,12 +1,15 @@
 """Reinforcement learning from rule-checked rewards (R1)."""
 
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
+from typing import Literal
 
-from fathom.config.checks import require_positive, require_unit_interval
+from fathom.config.checks import require_choice, require_positive, require_unit_interval
 from fathom.config.objective import ObjectiveConfig
 from fathom.config.sampling import SamplingConfig
 from fathom.config.train import OptimizerConfig, ScheduleConfig
+
+LEAST_PLATEAU = 10  # steps of which a slope has an interval worth its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,14 @@ class GRPOConfig:
     refill_rounds: int = 1  # extra sampling rounds that replace dropped groups
     updates: int = 1  # optimizer steps per batch of answers
     micro_batch_rows: int = 256
+    finish_share: float = 1.0  # of a round's answers: once so many are finished the rest counts as truncated; 1 waits
+    graders: int = 1  # threads that grade beside the sampling; more where every check waits for a child process
+    drafts: Literal["off", "auto"] = "off"  # MTP drafts while sampling: auto where they measure faster
+    replay_routing: bool = False  # training sends tokens to the experts that the sampler chose (R3; V3.2 3.1)
+    exact_sampling: bool = False  # log-probabilities at sampling are those of the training forward: a pass more a step
+    budget_dollars: float = 0.0  # the stage ends before it costs more, at the config's dollars_per_hour; 0 sets none
+    plateau_steps: int = 100  # with a budget: it ends, too, where accuracy rose by less than plateau_gain over these
+    plateau_gain: float = 0.02  # share; the upper end of the rise's 95 % interval is held against it
     mtp_weight: float = 0.0  # trains the MTP module along, its loss kept out of the trunk
     save_every: int = 50
     keep_checkpoints: int = 2
@@ -73,7 +84,24 @@ class GRPOConfig:
             micro_batch_rows=self.micro_batch_rows,
             save_every=self.save_every,
             keep_checkpoints=self.keep_checkpoints,
+            finish_share=self.finish_share,
+            graders=self.graders,
+            plateau_gain=self.plateau_gain,
         )
+        require_unit_interval("grpo", finish_share=self.finish_share)
+        require_choice("grpo", "drafts", self.drafts, ("off", "auto"))
+        if not 0 <= self.budget_dollars < inf:
+            raise ValueError(f"grpo.budget_dollars={self.budget_dollars} is no sum; give dollars, or 0 for no limit")
+        if self.plateau_steps < LEAST_PLATEAU:
+            raise ValueError(
+                f"grpo.plateau_steps={self.plateau_steps} are too few to tell a plateau from noise; "
+                f"give {LEAST_PLATEAU} or more"
+            )
+        if self.finish_share < 1 and self.drafts == "auto":
+            raise ValueError(
+                f"grpo.finish_share={self.finish_share} cuts answers by their steps, which grpo.drafts=auto makes "
+                "depend on the speed of the machine, so that no run could be repeated; choose one of the two"
+            )
         if self.group < 1:
             raise ValueError(f"grpo.group={self.group} asks for no answer; use 1 or more")
         if self.group < 2 and self.objective.advantage != "gae":

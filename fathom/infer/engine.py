@@ -125,6 +125,12 @@ class Engine:
         return sum(kept) / max(sum(checked), 1)
 
     @property
+    def draft_counts(self) -> tuple[int, int]:
+        """Drafts checked and drafts kept so far; 0 without drafts."""
+        checked, kept = self.verdicts
+        return sum(checked), sum(kept)
+
+    @property
     def acceptance_by_position(self) -> list[float]:
         """The same for the first, second and further drafts of a step; those behind a rejected one are not checked."""
         return [kept / checked for checked, kept in zip(*self.verdicts, strict=True) if checked]

@@ -7,6 +7,7 @@ from typing import Any, cast
 from fathom.config import Config
 from fathom.plan.count import main_parameters
 from fathom.report import figures, units
+from fathom.report.alarms import alarms
 from fathom.report.experts import expert_figures, placement_cards
 from fathom.report.figures import Card
 from fathom.report.findings import (
@@ -25,6 +26,7 @@ from fathom.report.processes import process_figures
 from fathom.runs import Record, Run
 
 TRANSCRIPTS = 6  # pairs of answers shown
+EXAMPLE_STEPS = 12  # steps whose samples are shown
 LEDGER_FIELDS = (  # what a line may hold; the page shows a dash for the rest
     *("seconds", "steps", "tokens", "flops", "peak_memory_gib", "dollars"),
     *("seed", "data_hash", "weights_hash", "commit", "machine", "score", "loss"),
@@ -86,6 +88,8 @@ def gather_contents(run: Run) -> dict[str, Any]:
         "outcome_figures": figures.outcome_figures(outcome),
         "loss_figures": figures.loss_figures(metrics),
         "pipelines": measured_pipelines(run.read_pipeline()),
+        "alarms": alarms(metrics["grpo"]),
+        "examples": _examples(run.read_samples("grpo")),
         "reward_figures": figures.reward_figures(metrics["grpo"]),
         "reward_sentences": _describe_reward(accuracy, length),
         "expert_figures": expert_figures(metrics, config.model),
@@ -101,6 +105,14 @@ def gather_contents(run: Run) -> dict[str, Any]:
         "machines": list(dict.fromkeys(_describe_machine(line["machine"]) for line in ledger if line["machine"])),
         "findings": list_findings(outcome, accuracy, length, config.task, config.seed),
     }
+
+
+def _examples(samples: Sequence[Record]) -> list[Record]:
+    """Samples of training, one a place: what a resume repeated counts once, and long runs show a dozen steps."""
+    steps = sorted({sample["step"] for sample in samples})
+    shown = steps[:: max(1, -(-len(steps) // EXAMPLE_STEPS))]
+    newest = {(sample["step"], sample["question"]): sample for sample in samples if sample["step"] in shown}
+    return [newest[place] for place in sorted(newest, key=lambda place: place[0])]
 
 
 def name_stage(stage: str) -> str:

@@ -12,6 +12,7 @@ from fathom.report.outcome import Outcome, Share
 
 Records = Sequence[Mapping[str, Any]]
 STAGES = {"pretrain": "pretraining", "sft": "SFT", "grpo": "GRPO"}  # stages with curves, in the order they run
+SEVERAL = {"pass": "Solved by one of k answers (pass@k)", "maj": "Solved by the vote of k answers (maj@k)"}
 TABLE_ROWS = 11  # rows of the table behind a chart, taken evenly over its steps
 
 
@@ -74,6 +75,22 @@ def reward_figures(grpo: Records) -> list[Figure]:
             from_zero=True,
         ),
         curves(
+            "accuracy-band",
+            "Accuracy of sampled answers",
+            "With its 95 % interval at every step, which knows that answers of a group are not independent.",
+            lines_of(grpo, {"accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high"}),
+            percent=True,
+            from_zero=True,
+        ),
+        *(_several(grpo, name, title) for name, title in SEVERAL.items()),
+        curves(
+            "behaviour",
+            "Search and second thoughts",
+            "Per answer: tries and new beginnings as parsed, or words such as wait and alternatively.",
+            lines_of(grpo, {"tries": "tries", "backtracks": "new beginnings", "reflections": "second thoughts"}),
+            from_zero=True,
+        ),
+        curves(
             "length",
             "Length of answers",
             "Tokens of a completion, thinking included; correct and wrong ones apart.",
@@ -88,6 +105,30 @@ def reward_figures(grpo: Records) -> list[Figure]:
             from_zero=True,
         ),
         curves(
+            "kl-clip",
+            "Distance from the reference, and clips",
+            "KL in nats a token, where there is a reference; share of trained tokens whose gradient a clip cuts.",
+            lines_of(grpo, {"kl": "KL", "clip_high": "clipped above", "clip_low": "clipped below"}),
+            from_zero=True,
+        ),
+        curves(
+            "sampler-gap",
+            "Sampler against trainer",
+            "Differences of their log-probabilities in nats a token, and the mean k3.",
+            lines_of(
+                grpo, {"gap": "mean", "gap_max": "largest", "gap_k3": "mean k3", "engine_gap": "mean of the engine"}
+            ),
+            from_zero=True,
+        ),
+        curves(
+            "drafts",
+            "Drafts kept while sampling",
+            "Share of the checked drafts of the MTP module that were kept.",
+            lines_of(grpo, {"draft_acceptance": "kept"}),
+            percent=True,
+            from_zero=True,
+        ),
+        curves(
             "groups",
             "Groups that teach nothing",
             "Groups whose answers all earn the same are dropped; truncated answers reached the length limit.",
@@ -97,6 +138,14 @@ def reward_figures(grpo: Records) -> list[Figure]:
         ),
     ]
     return present(figures)
+
+
+def _several(grpo: Records, name: str, title: str) -> Figure | None:
+    """One curve for every k, at most as many as there are colours."""
+    ks = sorted({int(field.partition("@")[2]) for line in grpo for field in line if field.startswith(f"{name}@")})
+    caption = "Over the groups of every step, from their own answers, without bias."
+    lines = lines_of(grpo, {f"{name}@{k}": f"k = {k}" for k in ks[-4:]})
+    return curves(name, title, caption, lines, percent=True, from_zero=True)
 
 
 def mtp_figures(metrics: Mapping[str, Records]) -> list[Figure]:

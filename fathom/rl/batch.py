@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fathom.config import GRPOConfig
+from fathom.infer.experts import UNKNOWN
 from fathom.rl.grpo import advantages, overlong_penalty
 from fathom.rl.rollout import Episode
 
@@ -38,7 +39,9 @@ class GroupBatch:
     truncated: NDArray[np.bool_]  # (N,)
     groups: NDArray[np.int64]  # (N,) rows of one number begin with the same prompt
     prompts: NDArray[np.int64]  # (N,) its tokens
+    experts: NDArray[np.int16] | None = None  # (L, N, T, K) that the sampler chose, -1 where the router shall
     shares: bool = False  # whether a pass computes each prompt once
+    drawn: NDArray[np.float32] | None = None  # what the engine said, where `sampled` is the training forward's
     notes: Notes | None = None  # what was true before the first update
 
     def rows(self, index: NDArray[np.int64]) -> "GroupBatch":
@@ -54,6 +57,7 @@ class GroupBatch:
             truncated=self.truncated[index],
             groups=self.groups[index],
             prompts=self.prompts[index],
+            experts=None if self.experts is None else self.experts[:, index, :width],
         )
 
 
@@ -84,6 +88,7 @@ def collate(episodes: Sequence[Episode], config: GRPOConfig) -> GroupBatch:
         truncated=np.array([e.truncated for e in episodes]),
         groups=same_prompts(episodes),
         prompts=np.array([len(e.prompt) for e in episodes]),
+        experts=padded_experts(episodes, width) if config.replay_routing else None,
     )
 
 
@@ -91,6 +96,18 @@ def same_prompts(episodes: Sequence[Episode]) -> NDArray[np.int64]:
     """A number for each episode, equal where prompts are equal."""
     numbers: dict[tuple[int, ...], int] = {}
     return np.array([numbers.setdefault(tuple(e.prompt), len(numbers)) for e in episodes], np.int64)
+
+
+def padded_experts(episodes: Sequence[Episode], width: int) -> NDArray[np.int16]:
+    """(L, N, T, K) of every answer's record; padding is left to the router."""
+    records = [e.experts for e in episodes if e.experts is not None]
+    if len(records) < len(episodes):
+        raise ValueError("grpo.replay_routing needs the experts of every answer; sample with replay_routing on")
+    layers, _, chosen = records[0].shape
+    table = np.full((layers, len(episodes), width, chosen), UNKNOWN, np.int16)
+    for row, record in enumerate(records):
+        table[:, row, : record.shape[1]] = record.numpy()
+    return table
 
 
 def shaped_rewards(episodes: Sequence[Episode], config: GRPOConfig) -> Tensor:

@@ -14,6 +14,7 @@ from fathom.infer.engine import Engine
 from fathom.model import Transformer
 from fathom.model.parallelize import is_spread, parallelize
 from fathom.rl.batch import GroupBatch, collate, in_micro_batches, nothing
+from fathom.rl.budget import Purse
 from fathom.rl.critic import CriticState
 from fathom.rl.gae import whiten
 from fathom.rl.grpo import denominator, loss_mask, metric_means
@@ -22,19 +23,30 @@ from fathom.rl.outcome import rollout_metrics
 from fathom.rl.reference import Reference
 from fathom.rl.rollout import Rollout, roll_out
 from fathom.rl.sync import Sampler, require_no_critic, require_whole_layers
-from fathom.tasks import Task
+from fathom.tasks import Countdown, Task
+from fathom.text.chat import parse_reply
 from fathom.text.tokenizer import Tokenizer
 from fathom.train import schedule
 from fathom.train.loop import Place, finish_step, kept_alive, resume
 from fathom.train.metrics import balance_metrics
 from fathom.train.step import Rates, StepReport, TrainState, train_step
 
+EXAMPLES = 3  # answers kept with every checkpoint
+
 
 @kept_alive
 def train_grpo(
-    place: Place, config: GRPOConfig, model: Transformer, task: Task, tokenizer: Tokenizer, seed: int
+    place: Place,
+    config: GRPOConfig,
+    model: Transformer,
+    task: Task,
+    tokenizer: Tokenizer,
+    seed: int,
+    dollars_per_hour: float = 0.0,
 ) -> TrainState:
     """Reinforcement learning to `config.steps`, going on from the stage's newest checkpoint.
+
+    With a budget it ends earlier: before a step that could cost more, or on a plateau (see `is_plateau`).
 
     The engine samples from the very tensors that are trained, or where these are spread from a whole copy of them. All
     randomness follows from (seed, step, process): a resumed run repeats an unbroken one.
@@ -44,6 +56,7 @@ def train_grpo(
             f"grpo.prompts={config.prompts} leaves some of {place.world.size} workers without a question; "
             f"ask for at least {place.world.size}, or lower --workers"
         )
+    require_fitting(config, model)
     require_whole_layers(place.world)
     model = parallelize(model, place.world, place.dtype)
     if config.objective.advantage == "gae":
@@ -53,8 +66,11 @@ def train_grpo(
     critic = CriticState.start(state, config.critic, place.world) if config.objective.advantage == "gae" else None
     questions = share(config.prompts, place.world.rank, place.world.size)
     sampler = Sampler(state.model, place.world, place.dtype)
-    engine = Engine(sampler.model, rows=questions * config.group)
-    while state.step < config.steps:
+    engine = Engine(sampler.model, rows=questions * config.group, drafts="auto" if config.drafts == "auto" else 0)
+    if place.world.is_main and not state.step:
+        place.run.forget_samples(place.stage)
+    purse = Purse(place, config, dollars_per_hour) if config.budget_dollars else None
+    while state.step < config.steps and not (purse and purse.is_empty()):
         started = time.perf_counter()
         reference.refresh(state)
         sampler.refresh()
@@ -62,12 +78,49 @@ def train_grpo(
         rollout = roll_out(engine, task, tokenizer, config, questions, state.step, draw)
         sampled_at = time.perf_counter()
         metrics = update(place, config, state, reference, rollout, critic)
-        outcome = rollout_metrics(place, rollout)
+        outcome = rollout_metrics(place, rollout, config.group, isinstance(task, Countdown))
         metrics |= outcome
         metrics["rollout_tokens_per_s"] = outcome["rollout_tokens"] / (sampled_at - started)
         metrics["seconds"] = time.perf_counter() - started
-        finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps)
+        if purse:
+            metrics |= purse.pay(metrics)
+        if place.world.is_main and state.step % config.save_every == 0:
+            keep_examples(place, state.step, rollout)
+        last = state.step if metrics.get("stopped") else config.steps
+        finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, last)
+        if metrics.get("stopped"):
+            break
     return state
+
+
+def keep_examples(place: Place, step: int, rollout: Rollout) -> None:
+    """Keep the first answers to a step's first questions as examples, without looking at whether they are right."""
+    first = {episode.group: episode for episode in reversed(rollout.sampled)}
+    for group in sorted(first)[:EXAMPLES]:
+        episode = first[group]
+        reply = parse_reply(episode.reply)
+        place.run.append_sample(
+            place.stage,
+            question=episode.problem.question,
+            thinking=reply.thinking,
+            answer=reply.answer,
+            correct=episode.reward.accuracy == 1,
+            reply=episode.reply,
+            step=step,
+            reward=episode.reward.total,
+        )
+
+
+def require_fitting(config: GRPOConfig, model: Transformer) -> None:
+    """Refuse what the model has no parts for."""
+    if config.drafts == "auto" and not len(model.mtp):
+        raise ValueError(
+            "grpo.drafts=auto needs an MTP module to draft, but model.num_nextn_predict_layers=0; choose off"
+        )
+    if config.replay_routing and not any(map(model.config.is_moe_layer, range(model.config.num_hidden_layers))):
+        raise ValueError(
+            "grpo.replay_routing=True repeats choices of experts, but the model has none; leave it at False"
+        )
 
 
 def share(total: int, rank: int, size: int) -> int:
@@ -89,7 +142,8 @@ def update(
     updates = [in_micro_batches(batch, rows, config.micro_batch_rows) for rows in np.array_split(order, config.updates)]
     if is_spread(state.model):
         updates = in_step(updates, place)
-    if critic or config.updates > 1:  # all of them are judged against the policy before the first
+    # all of them are judged against the policy before the first
+    if critic or config.updates > 1 or config.exact_sampling:
         judge = critic and critic.model
         updates = [
             [take_notes(state.model, reference.model, judge, micro, config, place) for micro in micros]
@@ -100,8 +154,9 @@ def update(
     rates = rates_of(config, state)
     reports: list[StepReport] = []
     values: list[StepReport] = []
+    widest: list[torch.Tensor] = []
     for micros in updates:
-        reports.append(update_once(place, config, state, reference, micros, rates))
+        reports.append(update_once(place, config, state, reference, micros, rates, widest))
         if critic:
             values.append(update_critic(place, config, critic, micros, rates))
     state.step += 1
@@ -116,6 +171,7 @@ def update(
         "loss": loss,
         "grad_norm": norm,
         "lr": rates.lr,
+        "gap_max": max(float(str(gap)) for gap in place.world.gather(max(float(gap) for gap in widest))),
         "trained_tokens": place.world.sum_numbers(trained)[0],
         **critic_metrics(values, sums["tokens"]),
         **balance_metrics(reports[-1].loads),
@@ -147,6 +203,7 @@ def update_once(
     reference: Reference,
     micro_batches: Sequence[GroupBatch],
     rates: Rates,
+    widest: list[torch.Tensor],
 ) -> StepReport:
     """One optimizer step; its denominators count over all micro-batches and processes."""
     world, objective = place.world, config.objective
@@ -155,7 +212,8 @@ def update_once(
         sum(int(denominator(mask, objective, config.sampling.max_tokens)) for mask in masks),
         sum(int(mask.sum()) for mask in masks),
     )
-    losses = partial(grpo_losses, state.model, reference.model, config, int(total), max(tokens, 1.0), world.device)
+    counts = int(total), max(tokens, 1.0)
+    losses = partial(grpo_losses, state.model, reference.model, config, *counts, world.device, widest)
     return train_step(state, micro_batches, losses, rates, world, place.dtype)
 
 

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fathom.config import GRPOConfig
@@ -15,6 +17,7 @@ from fathom.rl.divergence import kl
 from fathom.rl.gae import gae, token_rewards, value_loss
 from fathom.rl.grpo import loss_mask, policy_loss
 from fathom.rl.off_policy import policy_weight
+from fathom.rl.ratios import bounded_exp
 from fathom.train.loop import Place
 from fathom.train.loss import Losses
 
@@ -51,7 +54,9 @@ def take_notes(
     """Note what the updates are judged against, in their own precision: log-probabilities, values, advantages."""
     device, objective = place.world.device, config.objective
     with torch.autocast(device.type, place.dtype, enabled=place.dtype != torch.float32):
-        _, old, _ = policy_logprobs(model, batch, config, device)
+        _, old, _ = policy_logprobs(model, batch, config, device, trace_of(batch, device))
+        if config.exact_sampling:
+            batch = replace(batch, sampled=old.cpu().numpy(), drawn=batch.sampled)
         if critic is None:
             return replace(batch, notes=Notes(old))
         values = critic(torch.from_numpy(batch.tokens).to(device))[:, :-1]
@@ -72,11 +77,15 @@ def grpo_losses(
     total: int,
     tokens: float,
     device: torch.device,
+    widest: list[Tensor],
     batch: GroupBatch,
 ) -> Losses:
-    """The policy loss of one micro-batch; its parts are sums over tokens, for `metric_means`."""
+    """The policy loss of one micro-batch; its parts are sums over tokens, for `metric_means`.
+
+    To `widest` goes what is no sum: the largest difference between the sampler's log-probabilities and the trainer's.
+    """
     objective, notes = config.objective, batch.notes
-    trace = RoutingTrace(valid=torch.from_numpy(batch.valid).to(device))
+    trace = trace_of(batch, device)
     hidden, logprobs, out = policy_logprobs(model, batch, config, device, trace)
     mask = torch.from_numpy(batch.mask).to(device)
     trained = loss_mask(mask, torch.from_numpy(batch.truncated).to(device), objective)
@@ -90,16 +99,41 @@ def grpo_losses(
     sampled = torch.from_numpy(batch.sampled).to(device)
     before = logprobs.detach() if notes is None else notes.old
     wide = gains if gains.ndim == 2 else gains.unsqueeze(1).expand_as(logprobs)
-    weight, counts = policy_weight(logprobs, before, sampled, wide, trained, objective)
+    correcting = replace(objective, correction="none") if config.exact_sampling else objective  # all weights were 1
+    weight, counts = policy_weight(logprobs, before, sampled, wide, trained, correcting)
     old = sampled if objective.old_policy == "sampler" else None if notes is None else notes.old
     at = mask.flatten().nonzero().squeeze(1)
     entropy = _placed(out.entropy, at, batch) if objective.entropy_weight else None
     loss, metrics = policy_loss(logprobs, old, gains, trained, objective, total, ref, weight, entropy)
     if config.mtp_weight and len(model.mtp):
         loss = loss + config.mtp_weight * draft_loss(model, hidden, batch, device) / tokens
-    metrics["gap"] = ((before - sampled).abs() * trained).sum()
+    gaps = sampler_gap(before, batch, trained, device)
+    widest.append(gaps.pop("gap_max"))
+    metrics |= gaps
     metrics["entropy"] = out.entropy.detach()[trained[mask]].sum()
     return Losses(loss, {**metrics, **counts, "loss": loss.detach()}, trace.loads)
+
+
+def trace_of(batch: GroupBatch, device: torch.device) -> RoutingTrace:
+    """Which tokens count, and the experts to take again where the sampler's are known."""
+    replay = None if batch.experts is None else torch.from_numpy(batch.experts).to(device, torch.int64)
+    return RoutingTrace(valid=torch.from_numpy(batch.valid).to(device), replay=replay)
+
+
+def sampler_gap(before: Tensor, batch: GroupBatch, trained: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """How far the trainer is from what sampled: sums over tokens of |difference| and k3, and the largest difference.
+
+    Where the training forward stands in for the sampler, what the engine itself said is held against it, too.
+    """
+
+    def differences(said: NDArray[np.float32]) -> Tensor:
+        return (before - torch.from_numpy(said).to(device)).where(trained, 0.0)
+
+    gap = differences(batch.sampled)
+    found = {"gap": gap.abs().sum(), "gap_k3": (bounded_exp(gap) - gap - 1).sum(), "gap_max": gap.abs().max()}
+    if batch.drawn is not None:
+        found["engine_gap"] = differences(batch.drawn).abs().sum()
+    return found
 
 
 def draft_loss(model: Transformer, hidden: Tensor, batch: GroupBatch, device: torch.device) -> Tensor:

@@ -2,12 +2,17 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from jaxtyping import Int16
+from torch import Tensor
 
 from fathom.config import GRPOConfig
 from fathom.infer.engine import Engine
+from fathom.infer.experts import replay_of
 from fathom.infer.request import Piece, Request
 from fathom.rl.reward import Reward, score
+from fathom.rl.sampling import Answer, sample_round
 from fathom.tasks import Problem, Task
 from fathom.text.chat import read_reply, render_prompt
 from fathom.text.tokenizer import Tokenizer
@@ -25,6 +30,9 @@ class Episode:
     truncated: bool
     reward: Reward
     policy_version: int  # optimizer steps of this stage behind the weights that sampled it
+    reply: str = ""  # the completion as text, as far as the first end of sequence
+    # of prompt and completion, where training is to repeat the sampler's choices; tensors have no single truth
+    experts: Int16[Tensor, "L T K"] | None = field(default=None, compare=False)
 
     @property
     def total(self) -> float:
@@ -40,6 +48,10 @@ class Rollout:
     sampled: list[Episode]
     groups_dropped: int
     tokens: int  # sampled, dropped groups included
+    cut: int = 0  # answers ended because nearly all others of their round were finished; they count as truncated
+    unbegun: int = 0  # answers that had no token by then: they are nowhere
+    draft_acceptance: float | None = None  # share of the drafts kept; None where none was checked
+    drafted: float | None = None  # tokens a row gained by a decoding step; None where the engine makes no drafts
 
 
 def roll_out(
@@ -50,35 +62,62 @@ def roll_out(
     Refilling stops after `refill_rounds` further rounds. All draws follow from `seed`.
     """
     engine.swap_weights()  # it samples from the tensors that were trained since the last rollout
+    checked, accepted = engine.draft_counts
+    rows, decoded = engine.row_steps, engine.decoded
     rng = random.Random(seed)
     kept: list[Episode] = []
     sampled: list[Episode] = []
-    dropped, first = 0, 0
+    dropped, first, cut, unbegun = 0, 0, 0, 0
     for _ in range(1 + config.refill_rounds):
-        missing = questions - len(kept) // config.group
+        missing = questions - (first - dropped)
         if missing == 0:
             break
         problems = [task.sample(rng, held_out=False) for _ in range(missing)]
-        requests = [
-            Request(
-                prompt=render_prompt(tokenizer, problem.question),
-                sampling=config.sampling,
-                seed=rng.getrandbits(48),
-                stop_ids=tokenizer.stop_ids,
-                n=config.group,
-            )
-            for problem in problems
-        ]
-        answers = engine.generate(requests)
-        for group, (problem, request, pieces) in enumerate(zip(problems, requests, answers, strict=True), first):
-            episodes = [judge(task, tokenizer, config, problem, request, p, group, version) for p in pieces]
+        requests = [request_of(problem, tokenizer, config, rng.getrandbits(48)) for problem in problems]
+
+        def graded(
+            place: int,
+            answer: Answer,
+            problems: list[Problem] = problems,
+            requests: list[Request] = requests,
+            first: int = first,
+        ) -> Episode:
+            experts = replay_of(answer.pieces) if config.replay_routing else None
+            about = (problems[place], requests[place], answer.whole, first + place, version, experts)
+            return judge(task, tokenizer, config, *about)
+
+        found = sample_round(engine, requests, graded, config.finish_share, config.graders)
+        cut, unbegun = cut + found.cut, unbegun + found.unbegun
+        for episodes in found.results:
             sampled += episodes
             if config.objective.drop_equal_groups and is_equal([e.total for e in episodes]):
                 dropped += 1
             else:
                 kept += episodes
         first += missing
-    return Rollout(kept, sampled, dropped, sum(len(e.completion) for e in sampled))
+    checked, accepted = (now - before for now, before in zip(engine.draft_counts, (checked, accepted), strict=True))
+    return Rollout(
+        kept,
+        sampled,
+        dropped,
+        sum(len(e.completion) for e in sampled),
+        cut,
+        unbegun,
+        accepted / checked if checked else None,
+        (engine.decoded - decoded) / max(1, engine.row_steps - rows) if config.drafts == "auto" else None,
+    )
+
+
+def request_of(problem: Problem, tokenizer: Tokenizer, config: GRPOConfig, seed: int) -> Request:
+    """A group of answers to one question."""
+    return Request(
+        prompt=render_prompt(tokenizer, problem.question),
+        sampling=config.sampling,
+        seed=seed,
+        stop_ids=tokenizer.stop_ids,
+        n=config.group,
+        experts=config.replay_routing,
+    )
 
 
 def is_equal(rewards: Sequence[float]) -> bool:
@@ -95,8 +134,11 @@ def judge(
     piece: Piece,
     group: int,
     version: int,
+    experts: Int16[Tensor, "L T K"] | None = None,
 ) -> Episode:
     """Grade one finished answer."""
-    reward = score(task, problem, read_reply(tokenizer, piece.tokens), config.reward)
+    reply = read_reply(tokenizer, piece.tokens)
+    reward = score(task, problem, reply, config.reward)
     cut = piece.finish != "stop"
-    return Episode(problem, group, list(request.prompt), piece.tokens, piece.logprobs, cut, reward, version)
+    prompt = list(request.prompt)
+    return Episode(problem, group, prompt, piece.tokens, piece.logprobs, cut, reward, version, reply, experts)

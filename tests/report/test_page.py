@@ -96,7 +96,7 @@ def test_ids_are_unique(report: Path) -> None:
 
 def test_every_chart_has_a_name_and_a_table(report: Path) -> None:
     charts = re.findall(r'<figure class="chart">.*?</figure>', report.read_text(), re.DOTALL)
-    assert len(charts) == 12
+    assert len(charts) == 13
     for chart in charts:
         title = re.search(r'role="img" aria-labelledby="([^"]+)"><title id="\1">([^<]+)</title>', chart)
         assert title and f"<h3>{title.group(2)}</h3>" in chart

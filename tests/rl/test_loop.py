@@ -266,6 +266,9 @@ def test_rollout_metrics_by_hand(policy, tmp_path: Path) -> None:
         "groups_kept": 1,
         "groups_dropped": 1,
         "rollout_tokens": 13,
+        "reflections": 0,
+        "accuracy_low": 0.0,
+        "accuracy_high": pytest.approx(0.76888, abs=1e-4),
     }
 
 
@@ -314,7 +317,7 @@ def test_the_selection_bias_counts_prompts_and_answers_without_padding(policy, t
     counts = torch.zeros(4)
     for each in rollout.kept:
         batch = collate([each], config)
-        trained = grpo_losses(policy.model, None, config, 1, 1.0, CPU, batch)
+        trained = grpo_losses(policy.model, None, config, 1, 1.0, CPU, [], batch)
         assert int(trained.loads[0].sum()) == 2 * (len(each.prompt) + len(each.completion))
         counts += trained.loads[0]
     metrics = update(place(tmp_path), config, state, Reference(state, config), rollout)
