@@ -22,6 +22,7 @@ from fathom.config import (
     TrainConfig,
 )
 from fathom.model import Transformer
+from fathom.model.draw import without_memory
 from fathom.model.parallelize import gathered, joined, local, parallelize
 from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, launch
@@ -144,7 +145,7 @@ def train(world: World, path: Path) -> dict[str, object]:
     state = train_language(
         place,
         TRAIN,
-        whole_model(),
+        without_memory(MODEL),  # each process draws its own parts, of what `whole_model` draws
         lambda step, rows: batch_of(step, rows, rank, ranks),
         [batch_of(99, 8, rank, ranks)],
         mask_documents=True,
