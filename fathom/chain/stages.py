@@ -30,6 +30,7 @@ from fathom.plan.count import train_flops_per_token
 from fathom.plan.hardware import HARDWARE, Devices
 from fathom.plan.layout import Layout, check
 from fathom.rl.loop import train_grpo
+from fathom.rl.sync import require_no_critic, require_whole_layers
 from fathom.runs import Run
 from fathom.tasks import Countdown, Problem, Task, build, distinct_problems
 from fathom.tasks.task import require_held_out
@@ -234,6 +235,9 @@ def reinforce(
             f"parallel.pipeline={world.layout.pipeline} spreads layers for pretrain and sft alone: reinforcement "
             "samples from whole models; run it with --parallel.pipeline 1, whose checkpoints any cut can read"
         )
+    require_whole_layers(world)
+    if law.objective.advantage == "gae":
+        require_no_critic(world)
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
