@@ -355,7 +355,8 @@ def bench(
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
     reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'. A load on a
-    server has flags of its own: fathom bench serve --help.
+    server has flags of its own: fathom bench serve --help. Under torchrun, scale measures the GPUs that it finds; it
+    has been run on CPUs alone so far.
 
     Example: fathom bench train --peer transformers
 

@@ -19,8 +19,8 @@ from fathom.model import Transformer
 from fathom.model.parallelize import parallelize
 from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, is_torchrun, launch
-from fathom.plan.count import main_parameters
-from fathom.plan.traffic import data_bytes, expert_bytes, shard_bytes
+from fathom.plan.layout import Layout
+from fathom.plan.messages import expert_bytes, state_bytes, sum_bytes
 from fathom.text.packing import Batch
 from fathom.train.loss import Denominators, language_losses
 from fathom.train.step import Rates, StepReport, TrainState, train_step
@@ -31,6 +31,7 @@ RANKS = (1, 2, 4)
 ROWS, SEQ_LEN, STEPS = 8, 128, 5  # rows of each process
 KINDS = ("data", "shard", "expert")
 OPTIMIZER = OptimizerConfig(lr=1e-3)
+UNTRIED = "bench scale had not been run on GPUs when it was written: look at its figures with care"
 
 
 def main(
@@ -44,9 +45,10 @@ def main(
     """Tokens/s of every process and bytes a step that it sends, for replicas, shards (ZeRO-1) and spread experts.
 
     Processes are started here, on the CPU; under torchrun those that it started are measured, on GPUs where there are
-    some. A step is forward, backward, clipping and AdamW in float32.
+    some: there it has not been run yet. A step is forward, backward, clipping and AdamW in float32.
     """
     require_peer("scale", peer, "none")
+    config = replace(config, num_nextn_predict_layers=0)  # the step has the next token's loss alone
     conditions = describe_conditions()
     if is_torchrun():
         sizes, device = (int(os.environ["WORLD_SIZE"]),), "auto"
@@ -56,7 +58,7 @@ def main(
     for size in sizes:
         table += launch(size, device, measure, config, rows, seq_len, steps)
     return {"bench": "scale", "model": describe_shape(config), "rows": rows, "seq_len": seq_len, "table": table} | (
-        conditions
+        conditions | ({"note": UNTRIED} if any(line["device"] == "cuda" for line in table) else {})
     )
 
 
@@ -86,20 +88,16 @@ def measure(world: World, config: ModelConfig, rows: int, seq_len: int, steps: i
 
 def formula(kind: str, config: ModelConfig, tokens: int, ways: int, report: StepReport) -> float:
     """Bytes that a process sends in a step: gradients, weights and tokens, and one message of losses and loads."""
-    moe = config.moe
-    layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
-    trained = main_parameters(config) - layers * moe.n_routed_experts * moe.has_selection_bias
-    routed = layers * moe.n_routed_experts * 3 * config.hidden_size * moe.moe_intermediate_size
-    sums = len(report.parts) + report.loads.numel()
-    match kind:
-        case "data":
-            return data_bytes(trained + sums, ways)
-        case "shard":
-            return shard_bytes(trained, ways) + data_bytes(sums, ways)
-        case "expert":
-            return data_bytes(trained - routed + sums, ways) + expert_bytes(config, tokens, ways)
-        case _:
-            return 0
+    layout = {
+        "data": Layout(data=ways, precision="fp32"),
+        "shard": Layout(shard=ways, zero=1, precision="fp32"),
+        "expert": Layout(data=ways, expert=ways, precision="fp32"),
+    }.get(kind)
+    if layout is None:
+        return 0.0
+    state = sum(state_bytes(config, layout).values())
+    exchanged = expert_bytes(config, tokens, ways) if kind == "expert" else 0.0
+    return state + exchanged + sum_bytes(len(report.parts) + report.loads.numel(), ways)
 
 
 def _train(world: World, config: ModelConfig, rows: int, seq_len: int, steps: int) -> tuple[float, StepReport]:

@@ -16,14 +16,15 @@ from fathom.chain.base import base_model, begins_with_base, weights_file_hash
 from fathom.chain.data import open_text, prepare_text, solved_problems, validation_batches
 from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
 from fathom.checkpoint.find import find_checkpoint
-from fathom.checkpoint.state import checkpoint_path, list_checkpoints, load_weights, weights_hash
+from fathom.checkpoint.state import checkpoint_path, hash_of_weights, list_checkpoints, load_weights, weights_hash
 from fathom.config import Config, GRPOConfig, ModelConfig, TrainConfig
 from fathom.eval.scores import require_samples, score_at
 from fathom.eval.suite import Answer, evaluate, random_play, tried
 from fathom.infer.speculate import speculate_greedy
 from fathom.model import Transformer
+from fathom.model.draw import without_memory
 from fathom.model.lora import adapt
-from fathom.model.parallelize import gathered
+from fathom.model.parallelize import whole_weights
 from fathom.parallel.mesh import replicas
 from fathom.parallel.world import World
 from fathom.plan.count import train_flops_per_token
@@ -31,6 +32,7 @@ from fathom.plan.hardware import HARDWARE, Devices
 from fathom.plan.layout import Layout, check
 from fathom.rl.budget import next_points
 from fathom.rl.loop import train_grpo
+from fathom.rl.sync import require_no_critic, require_whole_layers
 from fathom.runs import Run
 from fathom.tasks import Countdown, Problem, Task, build, distinct_problems
 from fathom.tasks.task import require_held_out
@@ -100,9 +102,8 @@ def pretrain(
         kept = validation_batches(shards.validation, 64, train.seq_len, rows.rank, rows.size)
         model = new_model(config, world)
         place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
-        state = train_language(place, train, model, batch_of, kept, config.text.mask_documents)
-        data = last_line(run, "tokenize")["data_hash"]
-        return training_record(run, stage, gathered(state.model, world.mesh.pipeline), train, data)
+        state = train_language(place, train, model, batch_of, kept, config.text.mask_documents, config.seed)
+        return training_record(run, stage, state.model, world, train, last_line(run, "tokenize")["data_hash"])
 
     inputs: dict[str, object] = {
         "model": config.model,
@@ -188,7 +189,7 @@ def supervise(
         model = adapt(model_of_stage(config, run, world, source), config.lora, config.seed)
         place = Place(run, stage, world, compute_dtype(config, world), notify, config.resilience)
         state = train_language(place, train, model, lambda step, rows: loader.batch(skip + step, rows))
-        return training_record(run, stage, gathered(state.model, world.mesh.pipeline), train, dialogues_hash(rows))
+        return training_record(run, stage, state.model, world, train, dialogues_hash(rows))
 
     inputs = {
         "train": train,
@@ -236,6 +237,9 @@ def reinforce(
             f"parallel.pipeline={world.layout.pipeline} spreads layers for pretrain and sft alone: reinforcement "
             "samples from whole models; run it with --parallel.pipeline 1, whose checkpoints any cut can read"
         )
+    require_whole_layers(world)
+    if law.objective.advantage == "gae":
+        require_no_critic(world)
 
     def work() -> Record:
         tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -253,7 +257,7 @@ def reinforce(
             "trained_tokens": int(trained),
             "flops": per_token * (sampled / 3 + trained),  # a forward pass is a third of a training step
             "data_hash": fingerprint({**inputs, "seed": config.seed}),  # of what all problems follow from
-            "weights_hash": weights_hash(gathered(state.model)),
+            "weights_hash": hash_of_weights(whole_weights(state.model)),
         }
 
     depends: dict[str, object] = {
@@ -417,7 +421,13 @@ def require_whole(config: Config) -> None:
 
 
 def new_model(config: Config, world: World) -> Transformer:
-    """A model with fresh weights, or with those of the checkpoint that `init` names."""
+    """A model with fresh weights, or with those of the checkpoint that `init` names.
+
+    Where processes hold parts of it, a fresh one comes without memory: each draws its own parts in `train_language`.
+    """
+    c = world.layout
+    if not config.init and max(c.shard, c.expert, c.pipeline) > 1:
+        return without_memory(config.model)
     model = Transformer(config.model)
     if config.init:
         load_weights(Path(config.init), model)
@@ -467,8 +477,10 @@ def last_line(run: Run, stage: str) -> Record:
     return lines[-1]
 
 
-def training_record(run: Run, stage: str, model: Transformer, train: TrainConfig, data_hash: str) -> Record:
-    """The ledger's figures of a training stage."""
+def training_record(
+    run: Run, stage: str, model: Transformer, world: World, train: TrainConfig, data_hash: str
+) -> Record:
+    """The ledger's figures of a training stage; every process must ask."""
     lines = run.read_metrics(stage)
     flops_per_token = {mtp: train_flops_per_token(model.config, train.seq_len, mtp) for mtp in (False, True)}
     return {
@@ -477,7 +489,7 @@ def training_record(run: Run, stage: str, model: Transformer, train: TrainConfig
         "flops": sum(flops_per_token["loss_mtp" in line] * line["tokens"] for line in lines),
         "loss": lines[-1]["loss_main"] if lines else None,
         "data_hash": data_hash,
-        "weights_hash": weights_hash(model),
+        "weights_hash": hash_of_weights(whole_weights(model, world.mesh.pipeline)),
     }
 
 

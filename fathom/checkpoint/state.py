@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,13 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def weights_hash(model: nn.Module) -> str:
     """Hex SHA-256 of all weights, in the order of their names."""
+    return hash_of_weights(sorted(model.state_dict().items()))
+
+
+def hash_of_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """What `weights_hash` says of a model whose weights come one by one, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in weights:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -4,7 +4,7 @@ No layer knows of it but the experts, whose tokens travel. What is spread is a D
 shard's place in the whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,17 +17,21 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from fathom.config import ModelConfig
 from fathom.model.block import Block
+from fathom.model.draw import materialise
 from fathom.model.moe import moe_layers
 from fathom.model.transformer import Transformer
 from fathom.parallel.mesh import ALONE, Axis, Mesh
 from fathom.parallel.world import World
 
 
-def parallelize(model: Transformer, world: World, dtype: torch.dtype = torch.float32) -> Transformer:
+def parallelize(
+    model: Transformer, world: World, dtype: torch.dtype = torch.float32, generator: torch.Generator | None = None
+) -> Transformer:
     """Spread a whole model, the same on every process, as `world.layout` says; in place.
 
     `dtype` is the precision of products: weights are gathered in it, while masters and gradient sums stay float32.
-    Raises ValueError where the experts do not divide among the processes.
+    A model on the meta device gets memory for this process's parts alone, and weights drawn from `generator`; without
+    one a checkpoint has to follow. Raises ValueError where the experts do not divide among the processes.
     """
     layout, mesh = world.layout, world.mesh
     for block in (module for module in model.modules() if isinstance(module, Block)):
@@ -37,6 +41,10 @@ def parallelize(model: Transformer, world: World, dtype: torch.dtype = torch.flo
         _spread_experts(model, model.config, mesh, layout.fp8_dispatch)
     if layout.shard > 1:
         _shard(model, mesh, reshard=layout.zero == 3, dtype=dtype)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        materialise(model, world.device, generator)
+    if layout.shard > 1:
+        _meet_all(model)
     return model
 
 
@@ -95,7 +103,11 @@ def _shard(model: Transformer, mesh: Mesh, reshard: bool, dtype: torch.dtype) ->
         if not isinstance(layer, nn.Identity):  # stands for a layer of another stage
             unit(layer, held, low, reshard)
     unit(model, held, exact, False)
-    for module in model.modules():  # torch looks for gathered weights even in units that no pass has met: MTP's, say
+
+
+def _meet_all(model: nn.Module) -> None:
+    """Gather once: torch looks for gathered weights even in units that no pass has met: MTP's, say."""
+    for module in model.modules():
         if isinstance(module, FSDPModule):
             module.unshard()
             module.reshard()
@@ -252,6 +264,18 @@ def take_whole(model: nn.Module, spread: nn.Module) -> None:
     own = model.state_dict()
     for name, tensor in spread.state_dict().items():
         own[name].copy_(whole(tensor))
+
+
+@torch.no_grad()
+def whole_weights(model: nn.Module, stages: Axis = ALONE) -> Iterator[tuple[str, Tensor]]:
+    """Every weight whole, one at a time, in the order of their names; every process must ask for all of them.
+
+    `stages` are the processes over which the layers are spread.
+    """
+    own = model.state_dict()
+    for name in sorted({name for names in cast(list[list[str]], stages.gather(list(own))) for name in names}):
+        mine = whole(own[name]) if name in own else None
+        yield name, next(tensor for tensor in cast(list[Tensor | None], stages.gather(mine)) if tensor is not None)
 
 
 @torch.no_grad()

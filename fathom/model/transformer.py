@@ -18,6 +18,13 @@ from fathom.model.routing import RoutingTrace
 from fathom.parallel.mesh import ALONE, Axis
 
 
+def constant_of(module: nn.Module, name: str) -> float | None:
+    """The value at which all of a module's parameter starts; none where it is drawn."""
+    if isinstance(module, RMSNorm):
+        return 1.0
+    return 0.0 if name == "bias" else None
+
+
 class Transformer(nn.Module):
     """Token ids to normalised hidden states; `head_weight` turns those into logits."""
 
@@ -47,12 +54,11 @@ class Transformer(nn.Module):
         """Draw every matrix from N(0, initializer_range) (V3 4.2); norms start at one, biases at zero."""
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if isinstance(module, RMSNorm):
-                    parameter.data.fill_(1.0)
-                elif name == "bias":
-                    parameter.data.zero_()
-                else:
+                constant = constant_of(module, name)
+                if constant is None:
                     parameter.data.normal_(0.0, self.config.initializer_range, generator=generator)
+                else:
+                    parameter.data.fill_(constant)
             if isinstance(module, Router):
                 module.selection_bias.zero_()
 

@@ -129,6 +129,11 @@ BLOCK = 128  # side of the block of weights that shares one scale (V3 3.3.2)
 ELEMENT_BYTES = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
 
 
+def moe_layers(config: ModelConfig) -> int:
+    """How many layers have experts, those of MTP modules among them."""
+    return sum(config.is_moe_layer(layer) for layer in [*range(config.num_hidden_layers), *mtp_layers(config)])
+
+
 def checkpoint_elements(config: ModelConfig, fp8: bool = True) -> dict[str, int]:
     """Elements by type in the released form, where every MTP module repeats the embedding and the head.
 

@@ -1,14 +1,14 @@
-"""Bytes that one process sends to others in one optimizer step, by what they carry; messages go around rings.
+"""Bytes that one process sends to others, by what they carry; messages go around rings.
 
-What the trainer counts of its own messages is compared with these sums.
+What the trainer counts of its own messages is compared with these sums, by tests and by `fathom bench scale`.
 """
 
 from math import comb
 
 from fathom.config import ModelConfig
+from fathom.plan.count import moe_layers, mtp_layers
 from fathom.plan.layout import Layout
 from fathom.plan.share import share_of
-from fathom.plan.throughput import moe_layers
 
 GRADIENT = 4  # bytes; gradients are summed in float32
 
@@ -43,6 +43,25 @@ def state_bytes(config: ModelConfig, layout: Layout, weight_bytes: int = 4) -> d
     }
 
 
+def sum_bytes(numbers: int, ways: int) -> float:
+    """A sum of so many numbers beside the gradients, such as losses and loads, in float32."""
+    return GRADIENT * 2 * numbers * _others(ways)
+
+
+def expert_bytes(config: ModelConfig, tokens: int, ways: int, bytes_each: int = 4, recompute: str = "none") -> float:
+    """What `tokens` of a process send in a step's forward and backward passes where `ways` processes share the experts.
+
+    Expected, were all choices equally likely. A token goes once to each process that has one of its experts, with K
+    numbers of experts and K gate weights, and comes back; so do the gradients of rows and gate weights. Where whole
+    layers are computed again the way forward is gone twice.
+    """
+    d, k = config.hidden_size, config.moe.num_experts_per_tok
+    forward = 2 * d * bytes_each + k * (4 + bytes_each)
+    backward = 2 * d * bytes_each + k * bytes_each
+    passed = (2 if recompute == "full" else 1) * forward + backward
+    return moe_layers(config) * tokens * processes_reached(config, ways) * passed
+
+
 def processes_reached(config: ModelConfig, ways: int) -> float:
     """Other processes, of `ways` that share the experts, to which a token goes, were all choices equally likely.
 
@@ -62,6 +81,24 @@ def processes_reached(config: ModelConfig, ways: int) -> float:
         missed = comb(candidates - theirs, c.num_experts_per_tok) / comb(candidates, c.num_experts_per_tok)
         reached += likely * (1 - missed)
     return reached * (ways - 1)
+
+
+def context_bytes(config: ModelConfig, rows: int, seq_len: int, context: int, bytes_each: int) -> int:
+    """What a forward and backward pass over `rows` of `seq_len` sends where each row is spread over `context`.
+
+    Every layer, those of the MTP modules among them, gathers what its keys and values are made of and sums its
+    gradient: MLA's latents with the shared rotated key, or GQA's keys and values.
+    """
+    layers = config.num_hidden_layers + len(mtp_layers(config))
+    return 2 * layers * int(rows * seq_len * config.attention.cache_width * bytes_each * _others(context))
+
+
+def full_keys_bytes(config: ModelConfig, rows: int, seq_len: int, context: int, bytes_each: int) -> int:
+    """What `context_bytes` would be if MLA exchanged every head's keys and values instead of their latents."""
+    a = config.attention
+    width = a.num_attention_heads * (a.qk_head_dim + a.v_head_dim) if a.kind == "mla" else a.cache_width
+    layers = config.num_hidden_layers + len(mtp_layers(config))
+    return 2 * layers * int(rows * seq_len * width * bytes_each * _others(context))
 
 
 def _others(ways: int) -> float:

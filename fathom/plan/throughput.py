@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from fathom.config import ModelConfig
 from fathom.plan.activations import block_bytes
-from fathom.plan.count import attention_parameters, feed_forward_parts, mtp_layers, train_flops_per_token
+from fathom.plan.count import attention_parameters, feed_forward_parts, moe_layers, mtp_layers, train_flops_per_token
 from fathom.plan.hardware import Devices, Hardware
 from fathom.plan.layout import Layout
+from fathom.plan.messages import context_bytes
 from fathom.plan.schedule import Times, bubble
 from fathom.plan.share import Share, example, share_of
-from fathom.plan.traffic import context_bytes
 
 # Shares of the data sheet that an H200 sustains.
 PRODUCTS = 0.68  # 670 of 989 TFLOP/s in BF16; power limits it
@@ -118,12 +118,6 @@ def routed_elements(config: ModelConfig, layout: Layout) -> int:
     if layout.precision == "fp8":
         return 0
     return moe_layers(config) * config.moe.num_experts_per_tok * config.hidden_size
-
-
-def moe_layers(config: ModelConfig) -> int:
-    """Layers with experts, those of MTP modules among them."""
-    layers = [*range(config.num_hidden_layers), *mtp_layers(config)]
-    return sum(config.is_moe_layer(layer) for layer in layers)
 
 
 def _compute(config: ModelConfig, layout: Layout, hardware: Hardware, seq_len: int, tokens: float) -> dict[str, float]:

@@ -58,9 +58,9 @@ def train_grpo(
         )
     require_fitting(config, model)
     require_whole_layers(place.world)
-    model = parallelize(model, place.world, place.dtype)
     if config.objective.advantage == "gae":
-        require_no_critic(model)
+        require_no_critic(place.world)
+    model = parallelize(model, place.world, place.dtype)
     state = resume(place, TrainState.start(model, config.optimizer))
     reference = Reference(state, config, place.world, place.dtype)
     critic = CriticState.start(state, config.critic, place.world) if config.objective.advantage == "gae" else None

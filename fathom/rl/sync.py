@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fathom.model import Transformer
-from fathom.model.parallelize import gathered, is_spread, let_go, take_whole
+from fathom.model.parallelize import gathered, let_go, take_whole
 from fathom.parallel.world import World
 
 PRIME = (1 << 61) - 1
@@ -85,10 +85,11 @@ def require_whole_layers(world: World) -> None:
             )
 
 
-def require_no_critic(trained: Transformer) -> None:
+def require_no_critic(world: World) -> None:
     """Refuse a critic beside a policy in parts: it is a second model of the same size, and is trained whole."""
-    if is_spread(trained):
-        raise ValueError(
-            "an advantage of gae trains a critic, which is not spread; choose another grpo.objective.advantage, or "
-            "parallel.shard=1 and parallel.expert=1"
-        )
+    for name, ways in (("shard", world.layout.shard), ("expert", world.layout.expert)):
+        if ways > 1:
+            raise ValueError(
+                f"an advantage of gae trains a critic, which parallel.{name}={ways} does not spread; choose another "
+                f"grpo.objective.advantage, or parallel.{name}=1"
+            )

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from fathom.checkpoint.sharded import Saver
+from fathom.checkpoint.state import list_checkpoints
 from fathom.config import ResilienceConfig, TrainConfig
 from fathom.model import Transformer
 from fathom.model.lora import take_back, trained_parameters
@@ -92,15 +93,20 @@ def train_language(
     batch_of: Callable[[int, int], Batch],
     validation: Sequence[Batch] = (),
     mask_documents: bool = False,
+    seed: int = 0,
 ) -> TrainState:
     """Train to `config.steps`, going on from the newest checkpoint of the stage if there is one.
 
     `batch_of(step, rows)` gives this process's share of a global batch of `rows`; it depends on nothing else,
     so an interrupted run repeats exactly what an unbroken one does. `validation` batches are this process's too.
+    A `model` without memory gets it here, for this process's parts: its weights are a checkpoint's, or follow from
+    `seed`.
     """
     require_spread(config, place.world)
     pipeline = Pipeline(model, place.world) if place.world.mesh.pipeline.size > 1 else None
-    model = parallelize(model, place.world, place.dtype)
+    begun = list_checkpoints(place.run.checkpoint_dir(place.stage))
+    generator = None if begun else torch.Generator().manual_seed(seed)
+    model = parallelize(model, place.world, place.dtype, generator)
     state = resume(place, TrainState.start(model, config.optimizer))
     in_fp8 = config.precision == "fp8" and use_fp8(model, config.after_attention)
     fall_back(model, state.fallbacks)

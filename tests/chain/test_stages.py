@@ -134,6 +134,18 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(micro: Config) -> None:
         stages.require_layout("sft", replace(micro.sft, batch_rows=6), micro.model, three)
 
 
+@pytest.mark.parametrize("name", ["shard", "expert", "context", "pipeline"])
+def test_what_cannot_be_spread_is_refused_before_a_stage_begins(name: str, run: Run, micro: Config) -> None:
+    layout = ParallelConfig(**{name: 2})
+    pair = World(0, 2, torch.device("cpu"), layout=layout)
+    critic = replace(micro.grpo, objective=replace(micro.grpo.objective, advantage="gae", drop_equal_groups=False))
+    with pytest.raises(ValueError, match=rf"parallel\.{name}=2 (spreads|does not spread)"):
+        stages.grpo(pair, replace(micro, parallel=layout, grpo=critic), run)
+    adapted = replace(micro, parallel=layout, lora=replace(micro.lora, rank=2))
+    with pytest.raises(ValueError, match=rf"lora\.rank=2 adapts weights .* parallel\.{name}=2"):
+        stages.grpo(pair, adapted, run)
+
+
 @pytest.mark.parametrize(
     ("asked", "device", "dtype"),
     [

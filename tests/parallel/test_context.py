@@ -16,7 +16,7 @@ from fathom.model import Transformer
 from fathom.parallel.context import causal_mask, pieces_of, places_of, row_attention
 from fathom.parallel.mesh import Axis, build_mesh
 from fathom.parallel.world import World, launch
-from fathom.plan.traffic import context_bytes, full_keys_bytes
+from fathom.plan.messages import context_bytes, full_keys_bytes
 from fathom.text.packing import Batch
 from fathom.train.loss import Denominators, Inputs, document_mask, language_losses
 from fathom.train.step import Rates, TrainState, train_step

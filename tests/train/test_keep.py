@@ -23,6 +23,7 @@ from fathom.config import (
     TrainConfig,
 )
 from fathom.model import Transformer
+from fathom.model.draw import without_memory
 from fathom.model.parallelize import joined, whole
 from fathom.parallel.mesh import build_mesh
 from fathom.parallel.world import World, launch
@@ -80,8 +81,7 @@ def train(
 ) -> TrainState:
     """Train to the end, or to a signal that comes to the last process within step `signal_at`."""
     world = replace(world, mesh=build_mesh(layout, world.size, world.device), layout=layout)
-    model = Transformer(MODEL)
-    model.initialise(torch.Generator().manual_seed(0))
+    model = without_memory(MODEL)  # drawn where nothing is to be resumed
 
     def mine(step: int, rows: int) -> Batch:
         if step + 1 == signal_at and world.rank == world.size - 1:
