@@ -101,6 +101,7 @@ def _run_stage(world: World, name: str, config: Config, run: Run, steps: int) ->
 
 def _pretrain(world: World, config: Config, run: Run, notify: Notify) -> Record:
     """Pretraining on the text that the config describes; other text that is there already is refused."""
+    stages.require_layout("pretrain", config.pretrain, config.model, world)  # before the text is cut
     stages.tokenize(world, config, run, start_over=False)
     return stages.pretrain(world, config, run, notify, start_over=False)
 

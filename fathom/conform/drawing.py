@@ -71,12 +71,11 @@ def bias(server: Asked) -> str:
     if not text.strip() or len(text) % 4:
         raise NotOffered(f"token {chosen} cannot be told from the text {text!r}")
     require(text == unit * 4, f"four tokens biased to {unit!r} read {text!r}")
-    first = said(server.whole).text[:1]
-    banned = _ids(server, first)
-    if len(banned) != 1:
+    banned = _ids(server, said(server.whole).text)[:1]
+    if not banned:
         return "100 draws it alone; -100 was not tried, as no route gives ids"
     without = said(server.chat(logit_bias={str(banned[0]): -100})).text
-    require(not without.startswith(first), f"the text begins with {first!r}, which had -100")
+    require(_ids(server, without)[:1] != banned, f"the text begins with token {banned[0]}, which had -100: {without!r}")
     return "100 draws it alone, -100 never"
 
 

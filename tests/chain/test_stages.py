@@ -237,7 +237,7 @@ def test_operations_of_mtp_count_for_the_steps_that_trained_it(run: Run, micro: 
     model = Transformer(micro.model)
     run.append_metrics("late", 1, tokens=100, loss_main=2.0)
     run.append_metrics("late", 2, tokens=100, loss_main=1.0, loss_mtp=3.0)
-    record = stages.training_record(run, "late", model, micro.pretrain, "")
+    record = stages.training_record(run, "late", model, WORLD, micro.pretrain, "")
     plain, with_mtp = (
         stages.train_flops_per_token(micro.model, micro.pretrain.seq_len, mtp=mtp) for mtp in (False, True)
     )
