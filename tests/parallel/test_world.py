@@ -161,7 +161,7 @@ def compare_with_a_critic(world: World, path: Path) -> dict[str, object]:
     ]
     (micros,) = whitened([notes], config, place)
     rates = Rates(lr=1e-3, clip_norm=0.0, bias_speed=0.0)
-    report = update_once(place, config, state, Reference(state, config), micros, rates)
+    report = update_once(place, config, state, Reference(state, config), micros, rates, [])
     values = update_critic(place, config, critic, micros, rates)
     weights = weights_of(state) | {f"critic.{name}": t for name, t in critic.model.state_dict().items()}
     per_token = {name: value / report.parts["tokens"] for name, value in report.parts.items() if name != "loss"}
