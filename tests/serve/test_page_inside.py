@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fathom.runs import Run
 
@@ -23,7 +24,7 @@ def staged_server(staged: Run, tools: Any) -> Iterator[Any]:
     from fathom.serve.options import ServeOptions
 
     options = ServeOptions(device="cpu", rows=4, drafts=True)
-    served = tools.Served(load_speaker(staged.path, "cpu"), staged.path, options)
+    served = tools.Served(load_speaker(staged.path, torch.device("cpu")), staged.path, options)
     yield served
     served.close()
 
