@@ -32,14 +32,16 @@ def begins_with_base(config: Config, run: Run) -> bool:
 def adopt(world: World, config: Config, run: Run) -> Record:
     """Take over the tokenizer of the checkpoint in `config.init`, with the words that will stand around questions."""
     source = find_checkpoint(Path(config.init))
+    weights = file_hash(*source.glob("*.safetensors"), source / "config.json") if world.is_main else None
 
     def work() -> Record:
         if world.is_main:
             _take_tokenizer(source, run, config.text.prompt)
         world.barrier()
-        return {"base": config.init, "tokenizer_hash": Tokenizer.load(run.tokenizer_path).hash}
+        tokenizer = Tokenizer.load(run.tokenizer_path).hash
+        return {"base": config.init, "tokenizer_hash": tokenizer, "weights_hash": weights}
 
-    inputs: dict[str, object] = {"base": weights_file_hash(source), "prompt": config.text.prompt}
+    inputs: dict[str, object] = {"base": weights, "prompt": config.text.prompt}
     return run_stage(run, world, config, "base", inputs, work, run.tokenizer_path)
 
 
@@ -48,11 +50,6 @@ def base_model(config: Config, device: torch.device) -> Transformer:
     source = find_checkpoint(Path(config.init))
     require_config(source, config.model)
     return load_published(source, device=device)
-
-
-def weights_file_hash(source: Path) -> str:
-    """Hex SHA-256 of a checkpoint's weights and config."""
-    return file_hash(*source.glob("*.safetensors"), *source.glob("config.json"))
 
 
 def _take_tokenizer(source: Path, run: Run, prompt: str) -> None:

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fathom.chain.base import base_model, begins_with_base, weights_file_hash
+from fathom.chain.base import base_model, begins_with_base
 from fathom.chain.data import open_text, prepare_text, solved_problems, validation_batches
 from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
-from fathom.checkpoint.find import find_checkpoint
 from fathom.checkpoint.state import checkpoint_path, hash_of_weights, list_checkpoints, load_weights, weights_hash
 from fathom.config import Config, GRPOConfig, ModelConfig, TrainConfig
 from fathom.eval.scores import require_samples, score_at
@@ -450,9 +449,7 @@ def model_of_stage(config: Config, run: Run, world: World, stage: str) -> Transf
 
 def hash_of_stage(config: Config, run: Run, stage: str) -> str:
     """The hash of a finished stage's weights, or of the checkpoint in `config.init` before any pretraining."""
-    if stage == "pretrain" and begins_with_base(config, run):
-        return weights_file_hash(find_checkpoint(Path(config.init)))
-    return last_line(run, stage)["weights_hash"]
+    return last_line(run, "base" if stage == "pretrain" and begins_with_base(config, run) else stage)["weights_hash"]
 
 
 def dialogues_hash(rows: Sequence[DialogueIds]) -> str:

@@ -23,6 +23,7 @@ from fathom.serve.errors import ApiError, error_response, json_response
 from fathom.serve.gate import Gate, unknown_header
 from fathom.serve.grading import grading_routes, verifier_of
 from fathom.serve.metrics import CONTENT_TYPE
+from fathom.serve.options import ServeOptions
 from fathom.serve.prompts import render
 from fathom.serve.routes import completion_routes, encode_text
 from fathom.serve.schema import DetokenizeRequest, ReloadRequest, TokenizeRequest
@@ -49,13 +50,18 @@ def build_app(stages: Stages, source: Path, keys: Sequence[str] = ()) -> FastAPI
     _add_tokens(app, stages)
     _add_state(app, desk)
     _add_reload(app, stages, source)
-    add_page(app)
-    add_errors(app)
-    app.add_middleware(Gate, keys=keys, body_bytes=desk.options.body_bytes)
-    if desk.options.cors_origin:  # in front of the gate: a browser asks for leave without a key
-        origins, headers = list(desk.options.cors_origin), ["authorization", "content-type"]
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers, allow_methods=["GET", "POST"])
+    enclose(app, desk.options, keys)
     return app
+
+
+def enclose(app: FastAPI, options: ServeOptions, keys: Sequence[str]) -> None:
+    """What stands around every application's own routes: the page, errors in OpenAI's shape, and the gate."""
+    add_page(app)
+    _add_errors(app)
+    app.add_middleware(Gate, keys=keys, body_bytes=options.body_bytes)
+    if options.cors_origin:  # in front of the gate: a browser asks for leave without a key
+        origins, headers = list(options.cors_origin), ["authorization", "content-type"]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers, allow_methods=["GET", "POST"])
 
 
 # FastAPI finds routes by their decorators; to pyright the functions look unused.
@@ -172,7 +178,7 @@ async def _reload(stages: Stages, source: Path, body: ReloadRequest) -> dict[str
     return {"version": desk.version, "checkpoint": new.name}
 
 
-def add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI) -> None:
     """Answer every error in the one shape that clients read."""
 
     @app.exception_handler(ApiError)

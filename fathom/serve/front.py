@@ -9,17 +9,14 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI, Request
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from fathom import __version__
 from fathom.serve.answers import DONE, KEEP_ALIVE, STREAM_HEADERS, unless_left
-from fathom.serve.app import add_errors
-from fathom.serve.chat_page import add_page
+from fathom.serve.app import enclose
 from fathom.serve.child import Child
 from fathom.serve.errors import ApiError, json_response, to_json
-from fathom.serve.gate import Gate
 from fathom.serve.options import ServeOptions
 from fathom.serve.translate import Answer, to_engine, to_error
 
@@ -103,7 +100,6 @@ class Front:
 
 def build_front(front: Front, keys: tuple[str, ...]) -> FastAPI:
     """The application."""
-    options = front.options
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncGenerator[None]:
@@ -114,12 +110,7 @@ def build_front(front: Front, keys: tuple[str, ...]) -> FastAPI:
     _add_state(app, front)
     _add_models(app, front)
     _add_completions(app, front)
-    add_page(app)
-    add_errors(app)
-    app.add_middleware(Gate, keys=keys, body_bytes=options.body_bytes)
-    if options.cors_origin:
-        origins, headers = list(options.cors_origin), ["authorization", "content-type"]
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers, allow_methods=["GET", "POST"])
+    enclose(app, front.options, keys)
     return app
 
 

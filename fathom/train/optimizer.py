@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from fathom.config import OptimizerConfig
 from fathom.kernels.optimizer import adamw_
 from fathom.model.lora import trained_parameters
-from fathom.model.parallelize import joined, local, part
+from fathom.model.parallelize import local, part
 
 
 class LowMomentAdamW(torch.optim.Optimizer):
@@ -102,19 +102,11 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
             parameter.grad = torch.zeros_like(parameter)
 
 
-def joined_tensors(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """`optimizer_tensors` of a model that is spread, whole again; every process must ask."""
-    return {name: joined(t, like) if t.ndim else t for name, t, like in _with_parameters(tensors, model)}
-
-
 def parted_tensors(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """This process's parts of what `joined_tensors` gave."""
-    return {name: part(t, like).clone() if t.ndim else t for name, t, like in _with_parameters(tensors, model)}
-
-
-def _with_parameters(tensors: dict[str, Tensor], model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Parameter]]:
+    """This process's parts of what `optimizer_tensors` gave in one process."""
     parameters = list(chain(*_groups(model)))
-    return ((name, tensor, parameters[int(name.split(".")[0])]) for name, tensor in tensors.items())
+    own = ((name, tensor, parameters[int(name.split(".")[0])]) for name, tensor in tensors.items())
+    return {name: part(tensor, like).clone() if tensor.ndim else tensor for name, tensor, like in own}
 
 
 def _groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

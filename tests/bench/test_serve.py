@@ -100,7 +100,7 @@ def test_closed_loop_times_what_the_server_takes(serve: Callable[[Slow], str]) -
     assert found["token_ms"]["p50"] >= 1e3 * TOKEN_S
     assert found["event_gap_ms"]["p50"] >= 1e3 * TOKEN_S
     assert found["e2e_ms"]["p50"] >= found["ttft_ms"]["p50"] + 4 * 1e3 * TOKEN_S - 1
-    assert found["tokens_per_s"] == pytest.approx(45 / found["seconds"], rel=1e-3)
+    assert found["tokens_per_s"] == pytest.approx(45 / found["seconds"], rel=5e-3)  # both are rounded
     assert found["mean_prompt_tokens"] == pytest.approx(
         statistics.fmean([50, 110, 50, 110, 50, 110, 50, 110, 50]), abs=0.1
     )
