@@ -244,10 +244,10 @@ def serve(run: RunDir, options: Serving) -> None:
 
     Example: fathom serve models/r1-distill --host 0.0.0.0 --api_key_file keys.txt --context 8192
     """
-    try:
-        from fathom.serve import launch, server
-    except ImportError as error:
-        raise ValueError(f"serving needs the package {error.name}; pip install 'fathomlm[serve]'") from error
+    from fathom.serve.start import require_start
+
+    require_start(run, options)
+    from fathom.serve import launch, server
 
     (server.serve if options.engine == "fathom" else launch.serve_engine)(run, options)
 
@@ -333,7 +333,9 @@ def import_(
 
 def bench(
     what: Annotated[
-        Positional[Literal["train", "decode", "rollout", "memory", "speculation", "attention", "gemm", "scale"]],
+        Positional[
+            Literal["train", "decode", "rollout", "memory", "speculation", "attention", "gemm", "kernels", "scale"]
+        ],
         arg(help="what to measure"),
     ],
     peer: Annotated[
@@ -347,7 +349,9 @@ def bench(
     prompt: Annotated[int | None, arg(help="decode: tokens of each prompt; 32 on a CPU, 128 on a GPU")] = None,
     new_tokens: Annotated[int | None, arg(help="decode: tokens that follow (128)")] = None,
     rounds: Annotated[int | None, arg(help="decode: rounds that count; the median is given (5)")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, arg(help="decode: where (auto)")] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, arg(help="decode, rollout: where (auto); scale: cuda asks for GPUs")
+    ] = None,
     int8: Annotated[bool | None, arg(help="decode: weights of 8 bits, on a CPU")] = None,
     run: Annotated[Path | None, arg(help="speculation: a run or checkpoint whose model has an MTP module")] = None,
 ) -> None:
@@ -355,8 +359,8 @@ def bench(
 
     Ends in one line of JSON. Decoding is set beside the machine's roof: bytes that a step must move, the bandwidth
     reached of that measured, and what holds it up. Peers need the extra: pip install 'fathomlm[peers]'. A load on a
-    server has flags of its own: fathom bench serve --help. Under torchrun, scale measures the GPUs that it finds; it
-    has been run on CPUs alone so far.
+    server has flags of its own: fathom bench serve --help. Scale starts processes on
+    the CPU, with --device cuda one a GPU, or is torchrun's; it has been run on CPUs alone so far.
 
     Example: fathom bench train --peer transformers
 
@@ -373,11 +377,14 @@ def bench(
     given = {"model": model, "rows": rows, "prompt": prompt, "new_tokens": new_tokens, "rounds": rounds}
     given |= {"device": device, "int8": int8}
     options = {name: value for name, value in given.items() if value is not None}
-    if options and what != "decode":
-        raise ValueError(f"--{next(iter(options))} belongs to fathom bench decode; leave it out")
+    known = {"decode": set(given), "rollout": {"device"}, "scale": {"device"}}.get(what, set())
+    if wrong := next((name for name in options if name not in known), None):
+        raise ValueError(f"--{wrong} belongs to fathom bench decode; leave it out")
     match what:
         case "decode":
             measured = module.main(peer, module.DecodeOptions(**options))
+        case "rollout" | "scale":
+            measured = module.main(peer, **options)
         case "speculation":
             measured = module.main(peer, run)
         case _:
@@ -438,20 +445,47 @@ def simulate(
 
 
 def unlocks(
-    card: Annotated[Positional[Literal["fp8-accumulation"]], arg(help="which claim to put to the test")],
+    card: Annotated[Positional[str], arg(metavar="NAME", help="an experiment, or all; none lists them")] = "",
+    minutes: Annotated[float | None, arg(help="time for it; what does not fit is left for another call")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], arg(help="auto takes a GPU where there is one")] = "auto",
+    size: Annotated[
+        Literal["auto", "toy", "cpu", "gpu"], arg(help="auto goes by the device; toy is for tests")
+    ] = "auto",
+    out: Annotated[Path, arg(help="directory of the ledger, the checkpoints and the page")] = Path("unlocks"),
+    own_run: Annotated[
+        Path | None, arg(name="run", help="a run of yours, whose bill cost sets beside the paper's")
+    ] = None,
+    as_json: Annotated[bool, arg(name="json", help="print the numbers instead of tables")] = False,
 ) -> None:
-    """Put a claim of the DeepSeek reports to the test on this machine.
+    """Put the claims of the DeepSeek reports to the test on this machine.
 
-    Prints the claim, its published figure and what is measured here, and ends in one line of JSON. On a CPU the
-    hardware is modelled; on a GPU the model stands beside the real one.
+    An experiment measures a baseline and a variant with the same code, over seeds, and ends in a verdict: supported,
+    not supported or inconclusive. Each finished seed is a line of the ledger and is not run again, so the same command
+    goes on. unlocks.html and unlocks.json in --out hold all that was measured.
 
-    Example: fathom unlocks fp8-accumulation
+    Example: fathom unlocks all --minutes 20
+
+    Example: fathom unlocks cost --run runs/laptop
     """
-    from fathom.parallel.world import choose_device
+    from fathom.unlocks import session
 
-    found = import_module(f"fathom.unlocks.{card.replace('-', '_')}").main(choose_device(device))
-    print(found.text(), json.dumps(found.figures), sep="\n")
+    context = session.context(device, size, out, minutes, own_run)
+    print(session.listing(context, as_json) if not card else session.run(context, card, as_json))
+
+
+def explain(
+    name: Annotated[Positional[str], arg(metavar="NAME", help="a claim, such as cost or absorption")],
+) -> None:
+    """Say where a claim of the DeepSeek story stands: paper, code, test, measured.
+
+    A row of docs/paper.md with its links. NAME is mostly that of an experiment of `fathom unlocks`; one that is
+    unknown gets the list of all.
+
+    Example: fathom explain cost
+    """
+    from fathom.unlocks import ledger
+
+    print(ledger.explain(name))
 
 
 def reward(
@@ -499,6 +533,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "simulate": simulate,
     "unlocks": unlocks,
+    "explain": explain,
     "reward": reward,
 }
 RESUMABLE = ("pretrain", "sft", "grpo")

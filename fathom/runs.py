@@ -98,9 +98,9 @@ class Run:
         """The examples of `stage`, or of all stages, in the order written."""
         return _of_stage(self.path / "samples.jsonl", stage)
 
-    def forget_samples(self, stage: str) -> None:
-        """Drop the examples of `stage`, which is about to give new ones."""
-        _keep(self.path / "samples.jsonl", lambda record: record["stage"] != stage)
+    def forget_samples(self, stage: str, after_step: int = -1) -> None:
+        """Drop the examples of `stage` beyond `after_step`, from which it is about to give them anew."""
+        _keep(self.path / "samples.jsonl", lambda r: r["stage"] != stage or r.get("step", 0) <= after_step)
 
     def append_pipeline(self, stage: str, step: int, record: Mapping[str, Any]) -> None:
         """Keep one step of a pipeline as its processes measured it."""

@@ -1,8 +1,11 @@
-"""Options of the test run."""
+"""Options of the test run, and the one browser of all pages."""
 
 import argparse
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,3 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test file imports fathom, as the hook changes modules while they load."""
     if config.getoption("--shapes"):
         install_import_hook(ROOMS, TYPECHECKER)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium; one for all, as Playwright runs one loop in a thread."""
+    playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium")
+    with playwright.sync_playwright() as machinery:
+        started = machinery.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()

@@ -2,7 +2,9 @@
 
 import errno
 import inspect
+import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,7 +54,7 @@ def test_overview_has_one_line_a_verb(capsys: pytest.CaptureFixture[str]) -> Non
     listed = " ".join(line.split()[0] for line in lines if line.startswith("  "))
     verbs = (
         "run plan tokenize pretrain sft grpo eval generate chat serve conform report export import bench simulate "
-        "unlocks reward"
+        "unlocks explain reward"
     )
     assert listed == verbs
     assert all(len(line) <= 100 for line in lines)
@@ -65,6 +67,33 @@ def test_help_does_not_import_torch(words: list[str]) -> None:
         f"try: main({words!r})\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+
+
+def test_what_cannot_be_served_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    Run(tmp_path).write_config(Config())
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        slips = {
+            "serve no/such/run": "no/such/run holds no config.json",
+            f"serve {tmp_path}": f"{tmp_path} holds no trained model",
+            "serve --demo --host 0.0.0.0": "there is no API key",
+            "serve --demo --api_key_file absent": "No such file or directory: absent",
+            f"serve --demo --port {taken}": f"cannot listen on 127.0.0.1:{taken}",
+            "serve --demo --engine vllm --engine_command no-such": "'no-such' names no program",
+            "serve --demo --engine vllm --events_per_s 5": "--events_per_s 5.0 has no counterpart in vllm",
+            "chat no/such/run": "no/such/run holds no config.json",
+        }
+        program = (
+            "import sys\nfrom fathom.cli import main\n"
+            f"for words in {list(slips)!r}:\n"
+            "    main(words.split())\n"
+            "    assert 'torch' not in sys.modules, words\n"
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "FATHOM_API_KEY"}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    for said, sentence in zip(done.stderr.splitlines(), slips.values(), strict=True):
+        assert sentence in said
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

@@ -69,3 +69,5 @@ def test_a_wheel_holds_it(tmp_path: Path) -> None:
     held = zipfile.ZipFile(wheel).namelist()
     files = [*PARTS, *(f"grpo/step_000300/{name}" for name in WEIGHTS)]
     assert {f"fathom/demo/{name}" for name in files} <= set(held)
+    page = zipfile.ZipFile(wheel).read("fathom/paper.md")
+    assert page == (source / "docs" / "paper.md").read_bytes()  # which `fathom explain` reads

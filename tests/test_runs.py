@@ -185,3 +185,13 @@ def test_machine_and_commit_say_where_a_number_came_from() -> None:
 def test_runs_need_no_torch() -> None:
     check = "import sys, fathom.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+def test_a_stage_that_goes_on_gives_its_later_samples_anew(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for stage, step in (("sft", 4), ("grpo", 0), ("grpo", 2), ("grpo", 4)):
+        run.append_sample(stage, question="", thinking="", answer=None, correct=False, reply="", step=step)
+    run.forget_samples("grpo", after_step=2)
+    assert [(line["stage"], line["step"]) for line in run.read_samples()] == [("sft", 4), ("grpo", 0), ("grpo", 2)]
+    run.forget_samples("grpo")
+    assert [line["stage"] for line in run.read_samples()] == ["sft"]

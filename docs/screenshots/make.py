@@ -1,6 +1,6 @@
 """The pictures of this folder, taken anew of a running server in headless Chromium.
 
-    fathom serve runs/laptop --drafts &
+    fathom serve runs/laptop --drafts 1 &
     python docs/screenshots/make.py http://127.0.0.1:8000
 
 Needs `pip install playwright pillow` and a chromium on the path. Seeds are fixed: the same run gives the same texts.

@@ -26,6 +26,7 @@ from fathom.checkpoint.find import find_checkpoint
 from fathom.checkpoint.hub import load_published, read_config
 from fathom.config import ModelConfig, SamplingConfig
 from fathom.infer import Engine, Request
+from fathom.kernels.step import has_step
 from fathom.model import Transformer
 from fathom.parallel.world import World, choose_device, keep_freed_memory
 
@@ -191,7 +192,8 @@ def decode_fathom(world: World, turn: Turn, path: Path, size: DecodeSize, place:
     model = load_published(path, place.dtype, device)
     prompts = random_tokens(model.config.vocab_size, size.rows, size.prompt).chunk(world.size)[world.rank]
     engine = Engine(model, rows=len(prompts), int8=place.int8)
-    result, found = dict[str, Any](), dict[str, Any]()
+    result = {"compiled": has_step() and not place.int8} if device.type == "cpu" else dict[str, Any]()
+    found = dict[str, Any]()
     cpu, steps = list[float](), list[float]()
     while turn(result):
         started = time.process_time()

@@ -130,7 +130,7 @@ def predict(case: Case, hardware: Hardware) -> dict[str, Any]:
     masters = 4 * (main_parameters(case.model) + mtp_parameters(case.model))
     return {
         "peak_gib": round(needed.total / GIB, 3),
-        "state_gib": round((masters + needed.gradients + needed.optimizer) / GIB, 3),
+        "state_gib": round((masters + needed.optimizer) / GIB, 3),
         "moment": needed.moment,
         "parts_gib": {name: round(value / GIB, 3) for name, value in needed.parts.items()},
         "tokens_per_s": round(speed.tokens_per_s),

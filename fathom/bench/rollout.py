@@ -1,10 +1,12 @@
 """GRPO from end to end: sampling, grading and one update, on the same model, prompts and lengths."""
 
 import logging
+import os
 import random
+import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import cycle
 from pathlib import Path
@@ -28,11 +30,12 @@ from fathom.config import (
     ScheduleConfig,
     TaskConfig,
 )
-from fathom.infer import Engine
-from fathom.parallel.world import World, keep_freed_memory
+from fathom.parallel.world import World, choose_device, keep_freed_memory
+from fathom.presets import preset
 from fathom.rl.loop import Reference, rollout_metrics, share, update
 from fathom.rl.reward import score
-from fathom.rl.rollout import roll_out
+from fathom.rl.rollout import open_engine, roll_out
+from fathom.rl.sync import Sampler
 from fathom.runs import Run
 from fathom.tasks import Problem, Task, build, distinct_problems
 from fathom.text.chat import ASSISTANT, BOS, EOS, PAD, THINK, USER, render_prompt
@@ -46,6 +49,7 @@ log = logging.getLogger(__name__)
 REWARD = RewardConfig(accuracy=1.0, format=0.1, language=1.0)  # language alone tells the babble of fresh weights apart
 LEARNING_RATE = 1e-6  # low: both policies stay where they are, and so do the lengths of their answers
 MANY_STEPS = 1_000_000  # that are never reached
+TOKENS_LEARNED = 4096  # entries of the tokenizer at most: the sample of text holds few more
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class RolloutSize:
     group: int
     max_tokens: int
     steps: int
+    words: int = 0  # that precede a question, so that its prompt is longer
+    micro_batch_rows: int = GRPOConfig.micro_batch_rows
 
     @property
     def grpo(self) -> GRPOConfig:
@@ -65,6 +71,7 @@ class RolloutSize:
             prompts=self.prompts,
             group=self.group,
             refill_rounds=0,
+            micro_batch_rows=self.micro_batch_rows,
             objective=ObjectiveConfig(drop_equal_groups=False),
             reward=REWARD,
             sampling=SamplingConfig(max_tokens=self.max_tokens),
@@ -73,51 +80,97 @@ class RolloutSize:
         )
 
 
-SIZES = (RolloutSize(prompts=32, group=8, max_tokens=48, steps=2),)
-ROUNDS = 7
+@dataclass(frozen=True)
+class Hardware:
+    """Where a side works."""
+
+    device: str
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of products; weights that are trained are float32."""
+        return torch.bfloat16 if self.on_gpu else torch.float32
+
+    @property
+    def forms(self) -> list[tuple[int, int]]:
+        """Processes and the threads of each: ours by the last, the peer by the fastest."""
+        return [(1, 1)] if self.on_gpu else [(1, 2), (2, 1)]
+
+    def settle(self, world: World) -> World:
+        """The process's world; alone on a GPU, none that a peer would look for others in."""
+        if self.on_gpu:
+            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+                os.environ.pop(name, None)
+        return replace(world, device=torch.device(self.device))
+
+    def peak_gib(self) -> float | None:
+        """The most memory of the GPU that this process has held."""
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2) if self.on_gpu else None
+
+
+SIZES = {
+    "cpu": (RolloutSize(prompts=32, group=8, max_tokens=48, steps=2),),
+    "cuda": (RolloutSize(prompts=32, group=8, max_tokens=256, steps=1, words=104, micro_batch_rows=32),),
+}
+ROUNDS = {"cpu": 7, "cuda": 3}
+ON_GPU = "qwen2.5-0.5b"  # the preset whose shape is measured there
 
 
 def main(
-    peer: str, config: ModelConfig = SHAPE, sizes: Sequence[RolloutSize] = SIZES, rounds: int = ROUNDS
+    peer: str,
+    config: ModelConfig | None = None,
+    sizes: Sequence[RolloutSize] = (),
+    rounds: int = 0,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Completion tokens per second of wall time, sampling and training together, beside TRL's GRPOTrainer if asked.
 
-    The weights are fresh, so answers run to their full length but for the few that end by chance. Each side has both
-    cores: as two processes, and the peer also as one process of two threads, of which the faster counts.
+    The weights are fresh, so answers run to their full length but for the few that end by chance. On a CPU each side
+    has both cores: as two processes, and the peer also as one process of two threads, of which the faster counts. What
+    is left out takes what suits the device.
     """
     require_peer("rollout", peer, "trl")
+    place = Hardware(choose_device(device).type)
+    config = config or (preset(ON_GPU).model if place.on_gpu else SHAPE)
     conditions = describe_conditions()
-    measured = [_measure(peer, config, size, rounds) for size in sizes]
-    return {"bench": "rollout", "peer": peer, "model": describe_shape(config), "sizes": measured, **conditions}
+    sizes, rounds = sizes or SIZES[place.device], rounds or ROUNDS[place.device]
+    measured = [_measure(peer, config, size, rounds, place) for size in sizes]
+    model = describe_shape(config)
+    return {"bench": "rollout", "peer": peer, "device": place.device, "model": model, "sizes": measured, **conditions}
 
 
-def _measure(peer: str, config: ModelConfig, size: RolloutSize, rounds: int) -> dict[str, Any]:
+def _measure(peer: str, config: ModelConfig, size: RolloutSize, rounds: int, place: Hardware) -> dict[str, Any]:
     log.info("sampling and training on %d x %d answers of %d tokens", size.prompts, size.group, size.max_tokens)
     with ExitStack() as stack:
         path = stack.enter_context(published_with_tokenizer(config))
-        teams = [stack.enter_context(Team("fathom", 2, 1, roll_out_fathom, path, size))]
+        teams = [stack.enter_context(Team("fathom", *place.forms[-1], roll_out_fathom, path, size, place))]
         if peer == "trl":
-            teams.append(stack.enter_context(Team("trl", 1, 2, roll_out_trl, path, size)))
-            teams.append(stack.enter_context(Team("trl", 2, 1, roll_out_trl, path, size)))
+            teams += [stack.enter_context(Team("trl", *form, roll_out_trl, path, size, place)) for form in place.forms]
         speeds, last = play(teams, rounds)
         settings = {team.name: team.ready[0] for team in teams if team.ready[0]}
     answers = size.prompts * size.group * size.steps
     lengths = {name: sum(result["tokens"] for result in results) / answers for name, results in last.items()}
+    seen = {
+        name: {key: value for key, value in results[0].items() if key != "tokens"} for name, results in last.items()
+    }
     return {
-        "prompts": size.prompts,
-        "group": size.group,
-        "max_tokens": size.max_tokens,
+        **asdict(size),
         "steps": size.steps * rounds,
         "mean_length": {name: round(length, 2) for name, length in lengths.items()},
         "settings": settings,
+        "last_turn": {name: found for name, found in seen.items() if found},
         **summarize(speeds, "fathom"),
     }
 
 
 @contextmanager
 def published_with_tokenizer(config: ModelConfig) -> Generator[Path]:
-    """A directory with fresh weights and a tokenizer of as many entries."""
-    tokenizer = Tokenizer.train(read_documents(["sample"]), config.vocab_size)
+    """A directory with fresh weights and a tokenizer; of a larger vocabulary it has no names for the rest."""
+    tokenizer = Tokenizer.train(read_documents(["sample"]), min(config.vocab_size, TOKENS_LEARNED))
     with published(replace(config, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)) as path:
         tokenizer.save(path / "tokenizer.json")
         write_tokenizer_config(path, BOS, EOS, PAD, CHAT_TEMPLATE)
@@ -126,7 +179,9 @@ def published_with_tokenizer(config: ModelConfig) -> Generator[Path]:
 
 def problems_of(size: RolloutSize) -> list[Problem]:
     """The prompts of both sides."""
-    return distinct_problems(build(TaskConfig()), size.prompts, seed=0, held_out=False)
+    problems = distinct_problems(build(TaskConfig()), size.prompts, seed=0, held_out=False)
+    before = " ".join(str(n % 10) for n in range(size.words // 2))  # a digit and a space are a token each
+    return [replace(problem, question=f"{before} {problem.question}".lstrip()) for problem in problems]
 
 
 class SameProblems:
@@ -140,36 +195,47 @@ class SameProblems:
         return next(self._problems)
 
 
-def roll_out_fathom(world: World, turn: Turn, path: Path, size: RolloutSize) -> None:
+def roll_out_fathom(world: World, turn: Turn, path: Path, size: RolloutSize, place: Hardware) -> None:
     """A team's job: the steps of Fathom's GRPO loop, without what it writes to disk."""
     keep_freed_memory()
+    world = place.settle(world)
     config, tokenizer, model = size.grpo, Tokenizer.load(path / "tokenizer.json"), load_published(path)
+    model = model.to(world.device)
     task = SameProblems(build(TaskConfig()), problems_of(size)[world.rank :: world.size])
-    place = Place(Run(path), "grpo", world)
+    here = Place(Run(path), "grpo", world, dtype=place.dtype)
     state = TrainState.start(model, config.optimizer)
     reference = Reference(state, config)
     questions = share(size.prompts, world.rank, world.size)
-    engine = Engine(model, rows=questions * size.group)
+    sampler = Sampler(model, world, place.dtype)
+    engine = open_engine(sampler.model, config, questions)
     result: dict[str, Any] = {}
     while turn(result):
-        tokens = 0
+        tokens, prompt, sampled_s, gaps = 0, 0, 0.0, dict[str, Any]()
         for _ in range(size.steps):
+            began = time.perf_counter()
+            sampler.refresh()
             draw = f"0/{state.step}/{world.rank}"
             rollout = roll_out(engine, task, tokenizer, config, questions, state.step, draw)
-            update(place, config, state, reference, rollout)
-            rollout_metrics(place, rollout)
-            tokens += rollout.tokens
-        result = {"tokens": tokens}
+            sampled_s += time.perf_counter() - began
+            updated = update(here, config, state, reference, rollout)
+            gaps = {name: updated[name] for name in ("gap", "gap_k3")}
+            rollout_metrics(here, rollout)
+            tokens, prompt = tokens + rollout.tokens, len(rollout.sampled[0].prompt)
+        speed = {"rollout_tokens_per_s": round(tokens / sampled_s), "peak_gib": place.peak_gib()}
+        result = {"tokens": tokens, "prompt": prompt, **speed, **gaps}
 
 
-def roll_out_trl(world: World, turn: Turn, path: Path, size: RolloutSize) -> None:
-    """A team's job: TRL's trainer, which takes its turns between steps."""
+def roll_out_trl(world: World, turn: Turn, path: Path, size: RolloutSize, place: Hardware) -> None:
+    """A team's job: TRL's trainer, which takes its turns between steps. On a GPU its weights are BF16."""
+    world = place.settle(world)
     trl, transformers, datasets = map(import_module, ("trl", "transformers", "datasets"))
     problems, task, tokenizer = problems_of(size), build(TaskConfig()), Tokenizer.load(path / "tokenizer.json")
-    model = load_transformers(path)
-    prompts = torch.tensor([render_prompt(tokenizer, problem.question) for problem in problems[: size.group]])
+    model = load_transformers(path, place.dtype, world.device)
     rows = size.prompts * size.group // world.size
-    experts, cache = fastest_generation(model, prompts.repeat(rows // size.group, 1), size.max_tokens, world)
+    experts, cache = "", "dynamic"  # on a GPU a static cache, compiled, made its steps longer
+    if not place.on_gpu:
+        prompts = torch.tensor([render_prompt(tokenizer, problem.question) for problem in problems[: size.group]])
+        experts, cache = fastest_generation(model, prompts.repeat(rows // size.group, 1), size.max_tokens, world)
     counted = {"tokens": 0}
 
     def reward(completions: list[str], completion_ids: list[list[int]], number: list[int], **_: Any) -> list[float]:
@@ -185,23 +251,24 @@ def roll_out_trl(world: World, turn: Turn, path: Path, size: RolloutSize) -> Non
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step % size.steps == 0:
-                control.should_training_stop = not turn(dict(counted))
+                peak = {"peak_gib": place.peak_gib()} if place.on_gpu else {}
+                control.should_training_stop = not turn(counted | peak)
                 counted["tokens"] = 0
 
     form = f"{BOS}{USER}{{}}{ASSISTANT}{THINK}"
     lines = [{"prompt": form.format(problem.question), "number": number} for number, problem in enumerate(problems)]
     settings = trl.GRPOConfig(
         output_dir=str(path / "trl"),
-        use_cpu=True,
-        bf16=False,
+        use_cpu=not place.on_gpu,
+        bf16=place.on_gpu,
         optim="adamw_torch_fused",
         learning_rate=LEARNING_RATE,
         adam_beta2=0.95,
         max_grad_norm=1.0,
         lr_scheduler_type="constant",
         max_steps=MANY_STEPS,
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=min(rows, size.micro_batch_rows),  # all rows are sampled together
+        gradient_accumulation_steps=max(1, rows // size.micro_batch_rows),
         num_generations=size.group,
         max_completion_length=size.max_tokens,
         temperature=1.0,

@@ -18,7 +18,7 @@ from fathom.config import ModelConfig, OptimizerConfig, ParallelConfig
 from fathom.model import Transformer
 from fathom.model.parallelize import parallelize
 from fathom.parallel.mesh import build_mesh
-from fathom.parallel.world import World, is_torchrun, launch
+from fathom.parallel.world import World, choose_device, is_torchrun, launch
 from fathom.plan.layout import Layout
 from fathom.plan.messages import expert_bytes, state_bytes, sum_bytes
 from fathom.text.packing import Batch
@@ -41,25 +41,32 @@ def main(
     rows: int = ROWS,
     seq_len: int = SEQ_LEN,
     steps: int = STEPS,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Tokens/s of every process and bytes a step that it sends, for replicas, shards (ZeRO-1) and spread experts.
 
-    Processes are started here, on the CPU; under torchrun those that it started are measured, on GPUs where there are
-    some: there it has not been run yet. A step is forward, backward, clipping and AdamW in float32.
+    Processes are started here, on the CPU unless `device` asks for GPUs, of which each gets one; under torchrun those
+    that it started are measured, on GPUs where there are some. On GPUs it has not been run yet. A step is forward,
+    backward, clipping and AdamW in float32.
     """
     require_peer("scale", peer, "none")
     config = replace(config, num_nextn_predict_layers=0)  # the step has the next token's loss alone
     conditions = describe_conditions()
-    if is_torchrun():
-        sizes, device = (int(os.environ["WORLD_SIZE"]),), "auto"
-    else:
-        sizes, device = tuple(ranks), "cpu"
     table: list[dict[str, Any]] = []
-    for size in sizes:
-        table += launch(size, device, measure, config, rows, seq_len, steps)
+    device = device or ("auto" if is_torchrun() else "cpu")
+    on_gpus = choose_device(device).type == "cuda"
+    for size in sizes_here(ranks, on_gpus):
+        table += launch(size, device, measure, config, rows, seq_len, steps, gpu_workers=size if on_gpus else 1)
     return {"bench": "scale", "model": describe_shape(config), "rows": rows, "seq_len": seq_len, "table": table} | (
         conditions | ({"note": UNTRIED} if any(line["device"] == "cuda" for line in table) else {})
     )
+
+
+def sizes_here(ranks: Sequence[int], on_gpus: bool) -> tuple[int, ...]:
+    """The numbers of processes to measure: torchrun's own, or those of `ranks`, on GPUs as many as there are."""
+    if is_torchrun():
+        return (int(os.environ["WORLD_SIZE"]),)
+    return tuple(size for size in ranks if not on_gpus or size <= torch.cuda.device_count())
 
 
 def measure(world: World, config: ModelConfig, rows: int, seq_len: int, steps: int) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from fathom.bench import train_gpu
 from fathom.bench.peers import EXPERTS, fastest, load_transformers, require_peer
 from fathom.bench.rounds import describe_conditions, play, summarize
 from fathom.bench.shape import SHAPE, describe_shape, published, random_tokens
@@ -45,12 +46,14 @@ ROUNDS = 7
 def main(
     peer: str, config: ModelConfig = SHAPE, sizes: Sequence[TrainSize] = SIZES, rounds: int = ROUNDS
 ) -> dict[str, Any]:
-    """Training tokens/s of Fathom, and of transformers where it is the peer, for every size.
+    """Training tokens/s of Fathom, and of transformers where it is the peer, for every size; on a GPU see `train_gpu`.
 
     A step is forward, backward, clipping and fused AdamW. Each side has both cores: as two processes that sum their
     gradients, and the peer also as one process of two threads, of which the faster counts.
     """
     require_peer("train", peer, "transformers")
+    if torch.cuda.is_available():
+        return train_gpu.main(peer)
     conditions = describe_conditions()
     measured = [_measure(peer, config, size, rounds) for size in sizes]
     return {"bench": "train", "peer": peer, "model": describe_shape(config), "sizes": measured, **conditions}

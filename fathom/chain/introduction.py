@@ -2,7 +2,7 @@
 
 from fathom.chain.stage import Record, fingerprint
 from fathom.chain.stages import evaluation_inputs, last_line
-from fathom.infer.speaker import newest_stage
+from fathom.checkpoint.find import newest_stage
 from fathom.plan.count import main_parameters, mtp_parameters
 from fathom.report.findings import describe_task
 from fathom.report.units import percent, size

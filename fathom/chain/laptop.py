@@ -21,7 +21,15 @@ def run(config: Config, out: Path) -> None:
     directory = Run(out)
     with directory.lock():
         directory.write_config(config)
-        launch(config.workers, config.device, run_stages, config, out, layout=config.parallel)
+        launch(
+            config.workers,
+            config.device,
+            run_stages,
+            config,
+            out,
+            layout=config.parallel,
+            gpu_workers=config.gpu_workers,
+        )
 
 
 def run_stages(world: World, config: Config, out: Path) -> None:

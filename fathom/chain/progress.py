@@ -14,6 +14,7 @@ from fathom.train.loop import Notify
 SHOWN_METRICS = {
     "loss_main": "loss {:.3f}",
     "accuracy": "accuracy {:.2f}",
+    "held_out_accuracy": "held out {:.2f}",
     "length": "length {:.1f}",
     "entropy": "entropy {:.2f}",
     "tokens_per_s": "{:,.0f} tokens/s",
@@ -42,10 +43,13 @@ def progress(console: Console, title: str, steps: int, before: Sequence[Mapping[
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         history: list[Mapping[str, Any]] = list(before)
         told: set[str] = set()
+        # measured at some steps only: the newest value stays in view
+        held_out = {name: line[name] for line in before for name in line if name == "held_out_accuracy"}
         task = bar.add_task(title, total=steps, numbers="")
 
         def notify(step: int, metrics: dict[str, object]) -> None:
-            bar.update(task, completed=step, numbers=describe_metrics(metrics))
+            held_out.update({name: metrics[name] for name in metrics if name == "held_out_accuracy"})
+            bar.update(task, completed=step, numbers=describe_metrics({**held_out, **metrics}))
             if "reward" not in metrics:
                 return
             history.append(metrics)

@@ -15,7 +15,8 @@ import torch
 from fathom.chain.base import base_model, begins_with_base
 from fathom.chain.data import open_text, prepare_text, solved_problems, validation_batches
 from fathom.chain.stage import Record, file_hash, fingerprint, run_stage
-from fathom.checkpoint.state import checkpoint_path, hash_of_weights, list_checkpoints, load_weights, weights_hash
+from fathom.checkpoint.files import list_checkpoints
+from fathom.checkpoint.state import checkpoint_path, hash_of_weights, load_weights, weights_hash
 from fathom.config import Config, GRPOConfig, ModelConfig, TrainConfig
 from fathom.eval.scores import require_samples, score_at
 from fathom.eval.suite import Answer, evaluate, random_play, tried
@@ -410,12 +411,19 @@ def readers_that_count(train: TrainConfig, world: World) -> int:
 
 
 def require_whole(config: Config) -> None:
-    """Refuse adapters on weights that are spread."""
+    """Refuse adapters on weights that are spread, and in checkpoints in parts, which name the model's own weights."""
+    if not config.lora.rank:
+        return
     spread = {name: getattr(config.parallel, name) for name in ("shard", "expert", "pipeline", "context")}
-    if config.lora.rank and (name := next((name for name, ways in spread.items() if ways > 1), "")):
+    if name := next((name for name, ways in spread.items() if ways > 1), ""):
         raise ValueError(
             f"lora.rank={config.lora.rank} adapts weights that every process holds whole, but parallel.{name}="
             f"{spread[name]}; leave it at 1, or lora.rank at 0"
+        )
+    if config.parallel.checkpoint == "sharded":
+        raise ValueError(
+            f"lora.rank={config.lora.rank} keeps adapters in whole checkpoints alone, but parallel.checkpoint=sharded; "
+            "leave it at auto, or lora.rank at 0"
         )
 
 

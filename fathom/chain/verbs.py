@@ -11,12 +11,11 @@ from fathom.chain.base import adopt, begins_with_base
 from fathom.chain.examine import examine
 from fathom.chain.progress import describe_stage, progress
 from fathom.chain.stage import Record
-from fathom.checkpoint.find import holds_weights
-from fathom.checkpoint.state import list_checkpoints
+from fathom.checkpoint.files import list_checkpoints
+from fathom.checkpoint.find import holds_weights, newest_stage
 from fathom.config import Config
 from fathom.eval.exam import Exam
 from fathom.eval.scores import require_samples
-from fathom.infer.speaker import newest_stage
 from fathom.parallel.world import World, is_first, is_restarted, is_torchrun, launch
 from fathom.rl.budget import parse_dollars
 from fathom.runs import Run
@@ -88,7 +87,17 @@ def run_alone(name: str, config: Config, run: Run, steps: int = 0, keep_config: 
     with run.lock() if is_first() else nullcontext():
         if keep_config and is_first():
             run.write_config(config)
-        launch(config.workers, config.device, _run_stage, name, config, run, steps, layout=config.parallel)
+        launch(
+            config.workers,
+            config.device,
+            _run_stage,
+            name,
+            config,
+            run,
+            steps,
+            layout=config.parallel,
+            gpu_workers=config.gpu_workers,
+        )
 
 
 def _run_stage(world: World, name: str, config: Config, run: Run, steps: int) -> None:

@@ -1,10 +1,9 @@
-"""Which checkpoint a path means."""
+"""Which checkpoint a path means. Imports no torch, so that a wrong path is answered at once."""
 
 from pathlib import Path
 
-from fathom.checkpoint.manifest import MANIFEST
-from fathom.checkpoint.state import list_checkpoints
-from fathom.checkpoint.tensors import INDEX, SINGLE
+from fathom.checkpoint.files import INDEX, MANIFEST, SINGLE, list_checkpoints
+from fathom.runs import Run
 
 STAGES = ("rl_preference", "rl", "tune", "grpo", "sft", "pretrain")  # the furthest trained first
 
@@ -31,3 +30,19 @@ def find_checkpoint(path: Path) -> Path:
 def holds_weights(path: Path) -> bool:
     """Whether a directory is a checkpoint itself: a model's weights lie in it, not in stages below it."""
     return any((path / name).exists() for name in (SINGLE, INDEX, MANIFEST))
+
+
+def newest_stage(run: Run) -> str:
+    """The last trained stage of the run."""
+    for stage in STAGES:
+        if run.read_ledger(stage):
+            return stage
+    raise ValueError(f"{run.path} holds no trained model; run `fathom run laptop --out {run.path}` first")
+
+
+def newest_of_run(run: Run) -> Path:
+    """The checkpoint that the run's last finished stage left; ValueError where there is none."""
+    stage = newest_stage(run)
+    if not (checkpoints := list_checkpoints(run.checkpoint_dir(stage))):
+        raise ValueError(f"{run.path} holds no checkpoint of the stage {stage}; run `fathom {stage}` first")
+    return checkpoints[-1]

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fathom.checkpoint.files import MANIFEST
 from fathom.checkpoint.fit import require_fit
 from fathom.checkpoint.gguf import GGUFFile
-from fathom.checkpoint.manifest import MANIFEST
 from fathom.checkpoint.names import mtp_prefix, published_copies, published_views, released_copies
 from fathom.checkpoint.shards import ShardFiles
 from fathom.checkpoint.tensors import Shape, TensorFiles, write_tensors

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from fathom.checkpoint.files import MANIFEST
 from fathom.parallel.mesh import ALONE, Axis
 from fathom.runs import write_whole
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 BLOCK = 1 << 20  # bytes hashed at a time
 

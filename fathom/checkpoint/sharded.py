@@ -22,7 +22,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from fathom.checkpoint.manifest import MANIFEST, FileRecord, Manifest, record_file
+from fathom.checkpoint.files import MANIFEST
+from fathom.checkpoint.manifest import FileRecord, Manifest, record_file
 from fathom.checkpoint.state import checkpoint_path, flush, prune
 from fathom.checkpoint.tensors import Form
 from fathom.parallel.mesh import ALONE, Axis

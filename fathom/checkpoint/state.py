@@ -14,13 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fathom.checkpoint.files import OPTIMIZER, STATE, list_checkpoints
 from fathom.checkpoint.hub import load_published, read_config, save_published
-from fathom.checkpoint.manifest import MANIFEST
 from fathom.config import ModelConfig
 from fathom.config.published import to_published
 from fathom.model import Transformer
-
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 
 def checkpoint_path(stage_dir: Path, step: int) -> Path:
@@ -61,11 +59,6 @@ def prune(stage_dir: Path, keep: int) -> None:
     """Delete all complete checkpoints of a stage but the newest `keep`."""
     for old in list_checkpoints(stage_dir)[:-keep]:
         shutil.rmtree(old)
-
-
-def list_checkpoints(stage_dir: Path) -> list[Path]:
-    """The complete checkpoints of a stage, oldest first."""
-    return sorted(path for path in stage_dir.glob("step_*") if (path / STATE).exists() or (path / MANIFEST).exists())
 
 
 def load_weights(path: Path, model: Transformer) -> None:

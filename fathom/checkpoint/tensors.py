@@ -11,13 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fathom.checkpoint.files import INDEX, SINGLE
 from fathom.checkpoint.names import SELECTION_BIAS, is_ignored, is_quantized
 from fathom.config.published import Dtype
 from fathom.kernels.quant import block_grid, dequantize_blocks, quantize_blocks
 from fathom.parallel.mesh import ALONE, Axis
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SCALE = "_scale_inv"  # what the name of an FP8 weight is followed by in that of its scales (which multiply, despite it)
 FLOATS = ("F64", "F32", "F16", "BF16")
 

@@ -63,7 +63,8 @@ class Config:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute precision; auto is float32 on a CPU
-    workers: int = 2  # data-parallel processes on this machine, one thread each on a CPU
+    workers: int = 2  # processes on this machine, one thread each, where it computes on its CPU
+    gpu_workers: int = 1  # processes on this machine, one a GPU; several (over NCCL) have not been run
     cold_start: bool = True  # supervised fine-tuning on worked solutions before GRPO; False is R1-Zero (R1 2.2)
     init: str = ""  # checkpoint directory to start from instead of fresh weights, imported or of another run
     dollars_per_hour: float = 0.10  # price of this machine, for the report's cost
@@ -83,4 +84,4 @@ class Config:
     def __post_init__(self) -> None:
         require_choice("config", "device", self.device, ("auto", "cpu", "cuda"))
         require_choice("config", "dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        require_positive("config", workers=self.workers)
+        require_positive("config", workers=self.workers, gpu_workers=self.gpu_workers)

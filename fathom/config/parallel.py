@@ -10,7 +10,7 @@ from fathom.config.checks import require_choice, require_positive
 class ParallelConfig:
     """Ways of every kind of parallelism; data x shard x context x pipeline processes, expert among the first three.
 
-    The processes are torchrun's, or `workers` of this machine.
+    The processes are torchrun's, or this machine's `workers` on its CPU, `gpu_workers` on its GPUs.
     """
 
     data: int = 0  # replicas of the training state, each with its own rows; 0: as many as the processes allow

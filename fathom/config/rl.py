@@ -65,6 +65,8 @@ class GRPOConfig:
     budget_dollars: float = 0.0  # the stage ends before it costs more, at the config's dollars_per_hour; 0 sets none
     plateau_steps: int = 100  # with a budget: it ends, too, where accuracy rose by less than plateau_gain over these
     plateau_gain: float = 0.02  # share; the upper end of the rise's 95 % interval is held against it
+    held_out_every: int = 0  # steps between two measurements of held-out accuracy; 0 makes none
+    held_out_questions: int = 64  # answered once each, always the same: no training problem is among them
     mtp_weight: float = 0.0  # trains the MTP module along, its loss kept out of the trunk
     save_every: int = 50
     keep_checkpoints: int = 2
@@ -87,7 +89,12 @@ class GRPOConfig:
             finish_share=self.finish_share,
             graders=self.graders,
             plateau_gain=self.plateau_gain,
+            held_out_questions=self.held_out_questions,
         )
+        if self.held_out_every < 0:
+            raise ValueError(
+                f"grpo.held_out_every={self.held_out_every} is no number of steps; give one, or 0 to measure nothing"
+            )
         require_unit_interval("grpo", finish_share=self.finish_share)
         require_choice("grpo", "drafts", self.drafts, ("off", "auto"))
         if not 0 <= self.budget_dollars < inf:

@@ -18,14 +18,15 @@ MOST = {
     "grid": 12,
 }
 FROM_FILES = ("jsonl", "code", "custom")
-KINDS = (*MOST, *FROM_FILES, "gym")
+KINDS = (*MOST, *FROM_FILES, "gym", "kernels")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """Countdown: reach a target from given numbers, each used once (TinyZero's task); or one of its kin."""
 
-    # or arithmetic, multiplication, equation, sorting, strings, logic, grid; jsonl, code, custom (from `file`); gym
+    # or arithmetic, multiplication, equation, sorting, strings, logic, grid; jsonl, code, custom (from `file`); gym;
+    # kernels
     kind: str = "countdown"
     numbers: int = 3  # how many numbers are given; entries to sort, letters, people, empty cells of a grid
     fewest_numbers: int = 0  # draw their count between this and `numbers` (TinyZero: 3 and 4); 0 always takes `numbers`
@@ -41,11 +42,14 @@ class TaskConfig:
     name: str = ""  # generator of reasoning-gym (kind gym)
     math_verify: bool = False  # ask math-verify, in a child process, where answers differ in form (extra rl)
     check_seconds: float = 5.0  # wall time of one check in a child process
+    # where kernels run: the CPU interpreter pays right ones 1, a GPU pays half for that and half for speed
+    kernel_device: Literal["interpreter", "gpu"] = "interpreter"
     # of child processes from network and files: require refuses where there is none, limits does without
     isolation: Literal["require", "limits"] = "require"
 
     def __post_init__(self) -> None:
         require_choice("task", "kind", self.kind, KINDS)
+        require_choice("task", "kernel_device", self.kernel_device, ("interpreter", "gpu"))
         require_choice("task", "isolation", self.isolation, ("require", "limits"))
         require_positive(
             "task",

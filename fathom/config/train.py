@@ -66,6 +66,7 @@ class TrainConfig:
     validate_every: int = 50  # steps between validation losses; 0 never
     precision: Literal["plain", "fp8"] = "plain"  # inputs of products: as `dtype` says, or e4m3 codes (V3 3.3)
     after_attention: Literal["bfloat16", "e5m6", "e4m3"] = "bfloat16"  # what FP8 keeps of that input (V3: e5m6)
+    compile: Literal["auto", "on", "off"] = "auto"  # element-wise parts of layers as kernels of torch.compile; on GPUs
     fp8_check_every: int = 0  # steps between comparisons of FP8 gradients with those without; 0 never
     fp8_least_cosine: float = 0.9  # between the two, below which a layer or its weight's gradient goes without FP8
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -74,6 +75,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_unit_interval("train", fp8_least_cosine=self.fp8_least_cosine)
         require_choice("train", "precision", self.precision, ("plain", "fp8"))
+        require_choice("train", "compile", self.compile, ("auto", "on", "off"))
         require_choice("train", "after_attention", self.after_attention, ("bfloat16", "e5m6", "e4m3"))
         require_positive(
             "train",

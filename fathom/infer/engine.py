@@ -47,9 +47,9 @@ class Engine:
     is read faster, has none; 0 asks for none. On a GPU rows draw up to `BURST` tokens between two looks of the host,
     by CUDA graphs unless `graphs` is off. With `invariant` texts there do not depend on their neighbours to the last
     bit, which takes two rows at least. With `int8`, on a CPU, prompts are read in float32 and what follows them with
-    weights rounded to bytes; how far that leads is measured now and logged. With `latents` "fp8" a CPU's pages hold
-    latents in FP8, a little over half the bytes of BF16, and what that changes is measured and logged, too. Requests
-    that stream hand out their tokens at every step, or after `stream_s` seconds those of all steps since: pieces cost
+    weights rounded to bytes; how far that leads is measured now and logged. With `latents` "fp8" pages hold latents
+    in FP8, a little over half the bytes of BF16, and what that changes is measured and logged, too. Requests that
+    stream hand out their tokens at every step, or after `stream_s` seconds those of all steps since: pieces cost
     the host more than small models do.
     """
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from fathom.infer.rows import Rows
 from fathom.infer.scheduler import SHORT_PASS
 from fathom.infer.tables import Tables
-from fathom.kernels.decode import linear
+from fathom.kernels.decode import crowd_linear, linear
 from fathom.kernels.sampling import DrawState
 from fathom.kernels.triton.sampling import draw_and_record
 from fathom.model import Transformer
-from fathom.model.decode import fused_hidden, rotations
+from fathom.model.decode import fused_hidden, is_crowd, rotations
 
 T = TypeVar("T")
 
@@ -65,6 +65,7 @@ class Graphs:
         rows, state = self._rows, self._rows.draw_state(self._place)
         if _addresses(state) != _addresses(self._state):  # tables grew for a request with more tokens or stop ids
             self._drawers.clear()
+            self._pool = torch.cuda.graph_pool_handle()  # one whose graphs are all gone takes no more
         self._state = state
         self._place.fill_(-1)
         self._place[: rows.count].copy_(rows.fields().position)
@@ -101,7 +102,8 @@ class Graphs:
         weight = self._model.head_weight
         if len(hidden) == 1 and self.invariant:
             return linear(hidden.repeat(2, 1), weight)[:1]
-        return linear(hidden, weight)
+        multiply = crowd_linear if is_crowd(len(hidden), self.invariant) else linear
+        return multiply(hidden, weight)
 
     def _hidden(
         self, tokens: Int[Tensor, " N"], place: Int32[Tensor, " N"], table: Int32[Tensor, "N C"]

@@ -19,7 +19,6 @@ from fathom.infer.traces import Traces
 from fathom.infer.verify import Rule
 from fathom.model import CacheSlots, EngineSlots, LatentCache, RoutingTrace, Streamed, Transformer, streams
 from fathom.model.cache import note_experts, noted_experts
-from fathom.model.decode import has_fused_step
 
 if TYPE_CHECKING:
     from fathom.infer.graphs import Graphs
@@ -74,12 +73,10 @@ class Runner:
         self.row_steps = 0  # rows decoded, summed over the steps
         self._reach = 0  # the newest tokens of all active rows lie before this place
         self.graphs: Graphs | None = None
-        if tables is not None and weight.is_cuda and not drafts and has_fused_step(model.config):
+        if tables is not None and weight.is_cuda and not drafts:
             self.graphs = _graphs(model, self.rows, tables, graphs, invariant)
         elif invariant:
-            raise ValueError(
-                "invariant=True needs latent attention over pages on a GPU, without drafts; leave it out elsewhere"
-            )
+            raise ValueError("invariant=True needs pages on a GPU, without drafts; leave it out elsewhere")
         plain = Plain(self._slots, self.states, self._logits, self._draw, self._record)
         self.speculation = (
             Speculation(self.reader, self.rows, self.edits, self.traces, drafts, rule, plain) if drafts else None

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from fathom.checkpoint.find import STAGES, find_checkpoint, holds_weights
+from fathom.checkpoint.find import find_checkpoint, holds_weights, newest_of_run
 from fathom.checkpoint.hub import load_published
-from fathom.checkpoint.state import list_checkpoints
 from fathom.checkpoint.tokenizer import published_stops, tokenizer_file
 from fathom.config import SamplingConfig
 from fathom.infer.request import Request
@@ -74,18 +73,15 @@ def load_speaker(path: Path | str, device: torch.device) -> Speaker:
 
 def speaker_of_run(run: Run, device: torch.device) -> Speaker:
     """The model that the run's last finished stage left."""
-    config, stage = run.config, newest_stage(run)
-    checkpoints = list_checkpoints(run.checkpoint_dir(stage))
-    if not checkpoints:
-        raise ValueError(f"{run.path} holds no checkpoint of the stage {stage}; run `fathom {stage}` first")
+    config, checkpoint = run.config, newest_of_run(run)
     tokenizer = Tokenizer.load(run.tokenizer_path)
     return Speaker(
-        load_published(checkpoints[-1], device=device),
+        load_published(checkpoint, device=device),
         tokenizer,
         tokenizer.stop_ids,
         uses_template=True,
         sampling=config.grpo.sampling,
-        name=f"{stage}/{checkpoints[-1].name}",
+        name=f"{checkpoint.parent.name}/{checkpoint.name}",
     )
 
 
@@ -104,14 +100,6 @@ def speaker_of_checkpoint(path: Path, device: torch.device) -> Speaker:
         name=path.resolve().name,
         chat=None if ours else ChatTemplate.beside(file),
     )
-
-
-def newest_stage(run: Run) -> str:
-    """The last trained stage of the run."""
-    for stage in STAGES:
-        if run.read_ledger(stage):
-            return stage
-    raise ValueError(f"{run.path} holds no trained model; run `fathom run laptop --out {run.path}` first")
 
 
 def knows_template(tokenizer: Tokenizer) -> bool:

@@ -11,6 +11,7 @@ from fathom.config import ModelConfig
 from fathom.infer.fp8 import require_fp8
 from fathom.infer.pages import NOBODY, Pool
 from fathom.infer.prefixes import links, root
+from fathom.kernels.latents import latent_bytes
 from fathom.model import PagedCache, PagedSlots, Transformer
 from fathom.model.cache import cached_layers
 
@@ -169,12 +170,16 @@ class Tables:
 
     def grow(self, places: Sequence[int]) -> None:
         """Take the pages that are missing; the pool must have them."""
+        entries = list[tuple[int, int, int]]()  # row, column, page; one copy to the device for all of them
         for row, (count, holding) in enumerate(zip(places, self.holdings, strict=True)):
             have, need = len(holding.pages), self.pages_of(count)
             if need > have:
                 new = self.pool.take(need - have)
                 holding.pages += new
-                self._table[row, have:need] = torch.tensor(new, dtype=torch.int32, device=self.device)
+                entries += zip([row] * len(new), range(have, need), new, strict=True)
+        if entries:
+            rows, columns, pages = torch.tensor(entries, device=self.device).unbind(1)
+            self._table[rows, columns] = pages.int()
 
     def release(self, holding: Holding) -> None:
         """Let the pages of a text go."""
@@ -203,10 +208,18 @@ class Tables:
 
 
 def pages_that_fit(
-    config: ModelConfig, rows: int, capacity: int, page_size: int, dtype: torch.dtype, free_bytes: int
+    config: ModelConfig,
+    rows: int,
+    capacity: int,
+    page_size: int,
+    dtype: torch.dtype,
+    free_bytes: int,
+    fp8: bool = False,
 ) -> int:
     """As many pages as `rows` full rows fill, if these fit into nine tenths of the free memory."""
-    page_bytes = page_size * config.attention.cache_width * cached_layers(config) * dtype.itemsize
+    a = config.attention
+    token_bytes = latent_bytes(a.kv_lora_rank, a.qk_rope_head_dim) if fp8 else a.cache_width * dtype.itemsize
+    page_bytes = page_size * token_bytes * cached_layers(config)
     return max(1, min(rows * -(-capacity // page_size), free_bytes * 9 // 10 // page_bytes))
 
 
@@ -225,11 +238,11 @@ def lay_tables(
     if pages is not None and pages < 0:
         raise ValueError(f"pages={pages} is negative; give the number of pages, or 0 for rows without pages")
     if fp8:
-        require_fp8(model, bool(pages))
+        require_fp8(model, pages=bool(pages) or (pages is None and weight.is_cuda))
     lookahead = min(ahead, len(model.mtp))  # entries of MTP module d are made with the token d + 1 places on
     if pages is None and weight.is_cuda:
         free_bytes, _ = torch.cuda.mem_get_info(weight.device)
-        pages = pages_that_fit(config, rows, capacity + ahead, page_size, weight.dtype, free_bytes)
+        pages = pages_that_fit(config, rows, capacity + ahead, page_size, weight.dtype, free_bytes, fp8)
     if not pages:
         return None
     return Tables(

@@ -131,6 +131,34 @@ def paged_latent_attention(
     return torch.bmm(weights.view(batch, time * heads, -1), latents[..., :rank]).view(batch, time, heads, rank)
 
 
+@twin
+def paged_grouped_attention(
+    q: Float[Tensor, "B T H D"],
+    pages: Float[Tensor, "P S W"],
+    table: Int32[Tensor, "B C"],
+    length: Int32[Tensor, " B"],
+    scale: float,
+    splits: int | None = None,
+) -> Float[Tensor, "B T H D"]:
+    """Grouped-query attention over pages whose entries are the keys of all groups, then their values.
+
+    Rows, `table`, `length` and `splits` as in `paged_latent_attention`.
+    """
+    batch, time, heads, size = q.shape
+    place = torch.arange(table.shape[1] * pages.shape[1], device=q.device)
+    end = torch.where(length > 0, length + time - 1, 0)
+    used = place.view(table.shape[1], -1)[:, 0] < end.unsqueeze(1)
+    entries = pages[table.where(used, 0)].flatten(1, 2).where((place < end.unsqueeze(1)).unsqueeze(2), 0.0)
+    k, v = (half.unflatten(-1, (-1, size)) for half in entries.chunk(2, dim=-1))  # (B, C*S, G, D)
+    steps = torch.arange(time, device=q.device)
+    seen = (place < (length.unsqueeze(1) + steps).unsqueeze(2)) & (length > 0).view(-1, 1, 1)  # (B, T, C*S)
+    share = q.view(batch, time, k.shape[2], -1, size)
+    scores = torch.einsum("btghd,bsgd->btghs", share, k).mul_(scale)
+    scores = scores.masked_fill_(~seen[:, :, None, None], float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).nan_to_num_(0.0).to(q.dtype)
+    return torch.einsum("btghs,bsgd->btghd", weights, v).reshape(batch, time, heads, size)
+
+
 def check_pages(q: Tensor, pages: Tensor, table: Tensor, length: Tensor, rank: int) -> None:
     """Refuse what `paged_latent_attention` could only misread. Looks at shapes and types, never at values."""
     batch, _, _, width = q.shape

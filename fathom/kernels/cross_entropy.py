@@ -7,7 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fathom.kernels.fuse import is_fused
 from fathom.kernels.gemm import add_outer_, product
+from fathom.kernels.narrow_head import NarrowLogprobs
 from fathom.kernels.peak import peak
 
 CHUNK_ELEMENTS = 1 << 19  # most logits handled at a time: 2 MiB of float32, which stay in the cache
@@ -30,9 +32,12 @@ def token_logprobs(
 ) -> TokenLogprobs:
     """log softmax(hidden @ weight.T / temperature)[targets] in float32, computed in chunks of rows.
 
-    The backward pass reuses the probabilities of the forward pass in place, so it runs once.
+    The backward pass reuses the probabilities of the forward pass in place, so it runs once. Hidden states in bfloat16
+    on a GPU are multiplied in that precision and summed in float32.
     """
-    return TokenLogprobs(*_TokenLogprobs.apply(hidden, weight, targets, temperature, entropy))  # pyright: ignore
+    narrow = hidden.dtype == torch.bfloat16 and is_fused(hidden) and len(hidden) > 0
+    way = NarrowLogprobs if narrow else _TokenLogprobs
+    return TokenLogprobs(*way.apply(hidden, weight, targets, temperature, entropy))  # pyright: ignore
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -7,10 +7,11 @@ rounding in between would cost both time and accuracy.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from fathom.kernels.dispatch import twin
+from fathom.kernels.latents import quantize_latents
 from fathom.kernels.router import choose_experts, gate_weights, router_scores
 
 
@@ -36,6 +37,14 @@ def linear(x: Float[Tensor, "N D"], weight: Float[Tensor, "O D"]) -> Float[Tenso
     return (x.to(weight.dtype) @ weight.T).float()
 
 
+def crowd_linear(x: Float[Tensor, "N D"], weight: Float[Tensor, "O D"]) -> Float[Tensor, "N O"]:
+    """`linear` of many rows, for which torch's product is the faster one."""
+    x = x.to(weight.dtype)
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.mm(x, weight.T, out_dtype=torch.float32)
+    return (x @ weight.T).float()
+
+
 @twin
 def add_linear_(x: Float[Tensor, "N D"], inner: Float[Tensor, "N I"], weight: Float[Tensor, "D I"]) -> None:
     """x += inner @ weight.T in place."""
@@ -59,13 +68,14 @@ def absorb_query(
     turns: Float[Tensor, "L F 2"],
     place: Int[Tensor, " N"],
     table: Int[Tensor, "B C"],
-    pages: Float[Tensor, "P S W"],
+    pages: Float[Tensor, "P S W"] | UInt8[Tensor, "P S Y"],
 ) -> Float[Tensor, "N H W"]:
     """Queries in the latent space, and the latents of these tokens written to their pages (V2 appendix C).
 
     `q` holds nope and rope parts of every head, `kv` the latent before its norm and the key that all heads share.
     The nope part is multiplied by W_UK, the first rows of `w_kv`; both rope parts are turned by `turns[place]`. The N
-    rows are B rows of the table with N / B tokens each. Rows at place -1 are idle: nothing is written for them.
+    rows are B rows of the table with N / B tokens each. Rows at place -1 are idle: nothing is written for them. Pages
+    of bytes take what `quantize_latents` makes of the latents.
     """
     heads, rank, rope = w_kv.shape[0], w_kv.shape[2], 2 * turns.shape[1]
     nope, turning = q.view(len(q), heads, -1).split((q.shape[1] // heads - rope, rope), dim=-1)
@@ -76,8 +86,49 @@ def absorb_query(
     busy = place >= 0
     row = torch.arange(len(q), device=q.device)[busy] // (len(q) // len(table))
     page = table[row, (place[busy] // pages.shape[1]).long()].long()
+    entries = vectors[busy]
+    entries = quantize_latents(entries, rank) if pages.dtype == torch.uint8 else entries.to(pages.dtype)
+    pages[page, (place[busy] % pages.shape[1]).long()] = entries
+    return torch.cat((absorbed.float(), _turn(turning, unit.unsqueeze(1))), dim=-1).to(w_kv.dtype)
+
+
+@twin
+def turn_heads(
+    q: Float[Tensor, "N HD"],
+    k: Float[Tensor, "N GD"],
+    v: Float[Tensor, "N GD"],
+    biases: tuple[Tensor, Tensor, Tensor] | None,
+    gains: tuple[Tensor, Tensor] | None,
+    eps: float,
+    turns: Float[Tensor, "L F 2"],
+    place: Int[Tensor, " N"],
+    table: Int[Tensor, "B C"],
+    pages: Float[Tensor, "P S W"],
+) -> Float[Tensor, "N H D"]:
+    """Queries of grouped-query attention, turned, and the keys and values of these tokens written to their pages.
+
+    Biases are added, heads of q and k are normalised where there are `gains`, and both are turned by `turns[place]`, in
+    pairs that lie half a head apart. An entry of `pages` is all keys, then all values. Rows as in `absorb_query`.
+    """
+    size = 2 * turns.shape[1]
+    if biases is not None:
+        q, k, v = (x + bias for x, bias in zip((q, k, v), biases, strict=True))
+    q, k = (x.float().unflatten(-1, (-1, size)) for x in (q, k))
+    if gains is not None:
+        q, k = (F.rms_norm(x, (size,), gain.float(), eps) for x, gain in zip((q, k), gains, strict=True))
+    cos, sin = turns[place.clamp(min=0)].unsqueeze(1).unbind(-1)  # (N, 1, F)
+    q, k = (_turn_halves(x, cos, sin) for x in (q, k))
+    vectors = torch.cat((k.flatten(1), v.float()), dim=-1)
+    busy = place >= 0
+    row = torch.arange(len(q), device=q.device)[busy] // (len(q) // len(table))
+    page = table[row, (place[busy] // pages.shape[1]).long()].long()
     pages[page, (place[busy] % pages.shape[1]).long()] = vectors[busy].to(pages.dtype)
-    return torch.cat((absorbed.float(), _turn(turning, unit.unsqueeze(1))), dim=-1).to(pages.dtype)
+    return q.to(pages.dtype)
+
+
+def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def _turn(x: Float[Tensor, "*N F2"], unit: Tensor) -> Float[Tensor, "*N F2"]:

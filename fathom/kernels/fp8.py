@@ -39,6 +39,7 @@ class Fp8Layer:
     _codes: dict[int, tuple[tuple[int, int], WeightCodes]] = field(
         default_factory=dict[int, tuple[tuple[int, int], WeightCodes]]
     )
+    _scales: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # of the newest pass, where nobody waited
 
     def codes(self, weight: Tensor) -> WeightCodes:
         """The weight in codes, made anew when it has changed: once per optimizer step.
@@ -58,14 +59,20 @@ class Fp8Layer:
         """Drop the codes of the weights."""
         self._codes.clear()
 
+    def not_finite(self) -> list[str]:
+        """The tensors of the newest passes that held an infinite number or a NaN, where `check` did not wait to see."""
+        return [what for what, scales in self._scales.items() if not bool(scales.isfinite().all())]
+
     def check(self, what: str, x: Tensor, codes: Tensor, scales: Tensor) -> None:
         """Raise RuntimeError where x holds an infinite number or a NaN; count, if the layer is watched.
 
         On a GPU only watched layers look, because the answer would have to be waited for. Elsewhere NaN travels on
-        into the gradient's norm, which stops training.
+        into the gradient's norm, which stops training, and the scales are kept, so that `not_finite` can name it then.
         """
         if self.watch is not None:
             self.watch.setdefault(what, TensorCount()).add(x, codes)
+        if self.watch is None and scales.is_cuda:
+            self._scales[what] = scales
         if (self.watch is not None or not scales.is_cuda) and not bool(scales.isfinite().all()):
             bad = int((~x.isfinite()).sum())
             raise RuntimeError(

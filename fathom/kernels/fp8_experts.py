@@ -8,11 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fathom.kernels.activation import through_swiglu
 from fathom.kernels.fp8 import Fp8Layer
 from fathom.kernels.gemm import outer
 from fathom.kernels.grouped import sort_by_expert
+from fathom.kernels.permute import Permutation, permutation, permute, permute_weights, unpermute, unpermute_weights
 from fathom.kernels.quant import (
-    dequantize_rows,
     quantize_columns,
     quantize_rows,
     quantize_rows_and_columns,
@@ -40,9 +41,18 @@ def fp8_grouped_swiglu(
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    order, load = sort_by_expert(experts, gate_up.shape[0], some_elsewhere)
-    offsets = F.pad(load.cumsum(0), (1, 0)).int()
-    return _Fp8Experts.apply(x, weights, gate_up, down, order, offsets, layer, dtype)  # pyright: ignore[reportReturnType]
+    p = _permutation(experts, gate_up.shape[0], some_elsewhere)
+    return _Fp8Experts.apply(x, weights, gate_up, down, layer, dtype, *p)  # pyright: ignore[reportReturnType]
+
+
+def _permutation(experts: Tensor, n_experts: int, some_elsewhere: bool) -> Permutation:
+    """The rows of the experts that are here, and no others: products and strips of columns end with the last group."""
+    if not some_elsewhere:
+        return permutation(experts, n_experts)
+    order, load = sort_by_expert(experts, n_experts, some_elsewhere)
+    places = torch.arange(len(order), device=order.device, dtype=torch.int32)
+    row = torch.full((experts.numel(),), -1, device=order.device, dtype=torch.int32).scatter_(0, order, places)
+    return Permutation(row.view(experts.shape), order.int(), F.pad(load.cumsum(0), (1, 0)).int())
 
 
 class _Fp8Experts(torch.autograd.Function):
@@ -53,15 +63,15 @@ class _Fp8Experts(torch.autograd.Function):
         weights: Tensor,
         gate_up: Tensor,
         down: Tensor,
-        order: Tensor,
-        offsets: Tensor,
         layer: Fp8Layer,
         dtype: torch.dtype,
+        *where: Tensor,
     ) -> Tensor:
+        p = Permutation(*where)
+        offsets = p.offsets
         w_in, w_out = layer.codes(gate_up), layer.codes(down)
-        token = order // weights.shape[1]
-        row_weight = weights.flatten().index_select(0, order)
-        rows = x.index_select(0, token)
+        row_weight = permute_weights(weights, p)
+        rows = permute(x, p)
         codes, scales, *kept = quantize_rows_and_columns(rows, offsets, power_of_two=True)
         layer.check("input", rows, codes, scales)
         hidden = grouped_scaled_product(codes, scales, w_in.codes, w_in.scales, offsets, dtype)
@@ -70,22 +80,21 @@ class _Fp8Experts(torch.autograd.Function):
         out = grouped_scaled_product(codes, scales, w_out.codes, w_out.scales, offsets, dtype)
         if not layer.fp8_wgrad:
             kept = [rows]
-        ctx.save_for_backward(*quantize_rows(hidden), row_weight, order, token, offsets, *kept)
-        ctx.layer, ctx.weights, ctx.dtype, ctx.chosen = layer, (w_in, w_out), dtype, weights.shape
-        return torch.zeros_like(x).index_add_(0, token, out.to(x.dtype))
+        ctx.save_for_backward(*quantize_rows(hidden), row_weight, *where, *kept)
+        ctx.layer, ctx.weights, ctx.dtype, ctx.of_weights = layer, (w_in, w_out), dtype, weights.dtype
+        return unpermute(out, p).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         layer, (w_in, w_out) = ctx.layer, ctx.weights
-        hidden_codes, hidden_scales, row_weight, order, token, offsets, *kept = ctx.saved_tensors
-        grad_out = grads[0].index_select(0, token)  # (P, D)
+        hidden_codes, hidden_scales, row_weight, row, order, offsets, *kept = ctx.saved_tensors
+        p = Permutation(row, order, offsets)
+        grad_out = permute(grads[0], p)  # (P, D)
         codes, scales = quantize_rows(grad_out, power_of_two=True)
         layer.check("output's gradient", grad_out, codes, scales)
         grad_weighted = grouped_scaled_product(codes, scales, w_out.codes_t, w_out.scales_t, offsets, ctx.dtype)
-        activation, grad_weight, grad_hidden = _through_swiglu(
-            dequantize_rows(hidden_codes, hidden_scales), grad_weighted.float(), row_weight
-        )
+        activation, grad_weight, grad_hidden = through_swiglu(hidden_codes, grad_weighted, row_weight, hidden_scales)
         codes, scales = quantize_rows(grad_hidden)
         layer.check("activation's gradient", grad_hidden, codes, scales)
         grad_rows = grouped_scaled_product(codes, scales, w_in.codes_t, w_in.scales_t, offsets, ctx.dtype)
@@ -97,22 +106,9 @@ class _Fp8Experts(torch.autograd.Function):
         else:
             grad_down = _grouped_outer(grad_out, activation, offsets)
             grad_gate_up = _grouped_outer(grad_hidden, kept[0], offsets)
-        grad_x = torch.zeros_like(grads[0]).index_add_(0, token, grad_rows.to(grads[0].dtype))
-        grad_weights = grad_weight.new_zeros(ctx.chosen.numel()).index_copy_(0, order, grad_weight).view(ctx.chosen)
-        return grad_x, grad_weights, grad_gate_up, grad_down, None, None, None, None
-
-
-def _through_swiglu(hidden: Tensor, grad_weighted: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted activation, the gate weights' gradient and the hidden layer's, from the weighted one's gradient."""
-    gate, up = hidden.chunk(2, dim=-1)
-    sigmoid = gate.sigmoid()
-    silu = gate * sigmoid
-    activation = silu * up
-    share = row_weight.unsqueeze(-1)
-    grad = grad_weighted * share
-    grad_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
-    grad_weight = (grad_weighted * activation).sum(-1)
-    return activation * share, grad_weight, torch.cat((grad_gate, grad * silu), dim=-1)
+        grad_x = unpermute(grad_rows, p).to(grads[0].dtype)
+        grad_weights = unpermute_weights(grad_weight, p).to(ctx.of_weights)
+        return grad_x, grad_weights, grad_gate_up, grad_down, None, None, *(None for _ in (row, order, offsets))
 
 
 def _grouped_outer(left: Tensor, right: Tensor, offsets: Tensor) -> Float[Tensor, "E O I"]:

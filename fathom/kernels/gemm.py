@@ -57,6 +57,15 @@ def product(a: Float[Tensor, "N I"], b: Float[Tensor, "I O"]) -> Float[Tensor, "
     return out
 
 
+def wide_product(a: Float[Tensor, "N I"], b: Float[Tensor, "I O"]) -> Float[Tensor, "N O"]:
+    """a @ b in float32 or wider, whatever is multiplied: sums that are not rounded at their end; without gradient."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    if a.is_cuda and a.dtype != wide:
+        with torch.autocast("cuda", enabled=False):
+            return torch.mm(a, b, out_dtype=wide)
+    return product(a.to(wide), b.to(wide))
+
+
 def outer(a: Float[Tensor, "N I"], b: Float[Tensor, "N O"]) -> Float[Tensor, "I O"]:
     """a.T @ b, the sum of the outer products of N rows, without gradient."""
     total = a.new_zeros(a.shape[1], b.shape[1])

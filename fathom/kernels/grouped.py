@@ -8,7 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fathom.kernels.experts_mm import through_grouped_mm
+from fathom.kernels.fuse import is_fused
 from fathom.kernels.gemm import outer, product
+from fathom.kernels.router import expert_load
 
 DENSE_WORK = 1 << 20  # rows times elements of gate_up up to which sorting costs more than the work it saves
 
@@ -28,9 +31,13 @@ def grouped_swiglu(
     without gradient pass every expert instead, which is sooner done on a CPU. With `some_elsewhere` the number E
     stands for an expert that is not here and adds nothing.
     """
+    if not x.is_cuda:  # where shards are gathered in bfloat16; a product on a CPU wants two of one kind
+        gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
     few = not (x.is_cuda or torch.is_grad_enabled()) and x.shape[0] * gate_up.numel() <= DENSE_WORK
     if few and not some_elsewhere:
         return _dense_swiglu(x, experts, weights, gate_up, down)
+    if is_fused(x) and torch.is_grad_enabled() and not some_elsewhere:
+        return through_grouped_mm(x, experts, weights, gate_up, down)
     order, load = sort_by_expert(experts, gate_up.shape[0], some_elsewhere)
     token = order // experts.shape[1]
     training = torch.is_grad_enabled() or torch.is_autocast_enabled("cuda")
@@ -46,8 +53,12 @@ def sort_by_expert(
     experts: Int[Tensor, "N K"], n_experts: int, some_elsewhere: bool = False
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " E"]]:
     """The places of `experts`, flattened, in the order of experts, and how many each has; see `grouped_swiglu`."""
-    order = experts.flatten().argsort(stable=True)
-    load = torch.bincount(experts.flatten(), minlength=n_experts)
+    flat = experts.flatten()
+    if not flat.is_cuda:
+        order, load = flat.argsort(stable=True), torch.bincount(flat, minlength=n_experts)
+    else:  # fewer bits are sooner sorted, and bincount would have the host wait
+        narrow = torch.uint8 if n_experts < 256 else torch.int16
+        order, load = flat.to(narrow).sort(stable=True).indices, expert_load(experts, n_experts + some_elsewhere)
     if some_elsewhere:  # reading how many are left makes a GPU's host wait, which knows them already
         load = load[:n_experts]
         order = order[: int(load.sum())]
@@ -80,7 +91,7 @@ def _sorted_swiglu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result, and what its backward pass needs: rows, their weights, and the hidden layer before the activation."""
     rows = x.index_select(0, token)  # (N*K, D)
-    row_weight = weights.flatten().index_select(0, order).unsqueeze(-1)
+    row_weight = weights.to(x.dtype).flatten().index_select(0, order).unsqueeze(-1)
     hidden = _product(rows, gate_up.transpose(1, 2), load)  # (N*K, 2M)
     gate, up = hidden.chunk(2, dim=-1)
     out = _product(F.silu(gate).mul_(up).mul_(row_weight), down.transpose(1, 2), load)

@@ -40,8 +40,7 @@ class Block(nn.Module):
         trace: RoutingTrace | None = None,
     ) -> Float[Tensor, "B T D"]:
         if self.recompute == "none" or slots is not None or not torch.is_grad_enabled():
-            x = x + self.attention(self.attention_norm(x), turn, mask, slots)
-            return x + self._fed_forward(x, trace)
+            return self._whole(x, turn, mask, trace, slots)
         if self.recompute == "full":
             again = noted_once(trace)
 
@@ -51,9 +50,12 @@ class Block(nn.Module):
             return recomputed(whole, x)
         return self._selective(x, turn, mask, trace)
 
-    def _whole(self, x: Tensor, turn: Rotation, mask: Tensor | None, trace: RoutingTrace | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), turn, mask)
-        return x + self._fed_forward(x, trace)
+    def _whole(
+        self, x: Tensor, turn: Rotation, mask: Tensor | None, trace: RoutingTrace | None, slots: Slots | None = None
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x), turn, mask, slots)
+        x, normed = self.feed_forward_norm.behind(x, attended)
+        return x + self._fed_forward(normed, trace)
 
     def _selective(self, x: Tensor, turn: Rotation, mask: Tensor | None, trace: RoutingTrace | None) -> Tensor:
         """Norms, expanded latents and SwiGLU are computed again, but the norm before experts: their tokens travel."""
@@ -64,8 +66,11 @@ class Block(nn.Module):
         x = x + recomputed_cheaply(attend, x, again=expansions(self.attention.config))
         if isinstance(self.feed_forward, MoE):
             return x + self.feed_forward(self.feed_forward_norm(x), trace, recompute_shared=True)
-        return x + recomputed_cheaply(self._fed_forward, x, None)
 
-    def _fed_forward(self, x: Tensor, trace: RoutingTrace | None) -> Tensor:
-        normed = self.feed_forward_norm(x)
+        def feed(x: Tensor) -> Tensor:
+            return self._fed_forward(self.feed_forward_norm(x), None)
+
+        return x + recomputed_cheaply(feed, x)
+
+    def _fed_forward(self, normed: Tensor, trace: RoutingTrace | None) -> Tensor:
         return self.feed_forward(normed, trace) if isinstance(self.feed_forward, MoE) else self.feed_forward(normed)

@@ -7,11 +7,11 @@ may be captured in a CUDA graph, since nothing asks the host for anything.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fathom.config import ModelConfig
-from fathom.kernels.attention import paged_latent_attention
+from fathom.kernels.attention import paged_grouped_attention, paged_latent_attention
 from fathom.kernels.decode import (
     absorb_query,
     add_experts_,
@@ -20,9 +20,12 @@ from fathom.kernels.decode import (
     expand_value,
     norm_linear,
     route,
+    turn_heads,
 )
 from fathom.model.block import Block
 from fathom.model.cache import PagedCache
+from fathom.model.ffn import SwiGLU
+from fathom.model.gqa import GQA
 from fathom.model.linear import RMSNorm
 from fathom.model.mla import MLA
 from fathom.model.moe import MoE
@@ -30,16 +33,14 @@ from fathom.model.rope import rotation
 from fathom.model.transformer import Transformer
 
 
-def has_fused_step(config: ModelConfig) -> bool:
-    """Whether the pieces cover the model: those with latent attention."""
-    return config.attention.kind == "mla"
-
-
 def rotations(model: Transformer, places: int) -> Float[Tensor, "L F 2"]:
     """Cosine and sine of every angle at places 0 .. places - 1."""
     device = model.embedding.weight.device
     turn = rotation(model.frequencies.to(device), torch.arange(places, device=device).unsqueeze(0), model.magnitude)
     return torch.view_as_real(turn.unit[0, :, 0]).contiguous()
+
+
+CROWD = 32  # rows from which on torch's products are faster than those that read their weights for few
 
 
 class Step(NamedTuple):
@@ -50,6 +51,16 @@ class Step(NamedTuple):
     table: Int[Tensor, "B C"]
     turns: Float[Tensor, "L F 2"]
     invariant: bool  # every token is computed as it would be alone, to the last bit
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are so many tokens that torch multiplies them faster."""
+        return is_crowd(len(self.place), self.invariant)
+
+
+def is_crowd(rows: int, invariant: bool) -> bool:
+    """Whether torch's products are taken: they cut many rows otherwise than few, so not where that must not show."""
+    return rows >= CROWD and not invariant
 
 
 def fused_hidden(
@@ -73,13 +84,15 @@ def fused_hidden(
 
 def fused_block(block: Block, x: Float[Tensor, "N D"], step: Step, pages: Float[Tensor, "P S W"]) -> None:
     """One layer, added to the residual stream `x` in place."""
-    assert isinstance(block.attention, MLA)
-    _attend(block.attention, block.attention_norm, x, step, pages)
+    if isinstance(block.attention, MLA):
+        _attend(block.attention, block.attention_norm, x, step, pages)
+    else:
+        _attend_groups(block.attention, block.attention_norm, x, step, pages)
     norm, ffn = block.feed_forward_norm, block.feed_forward
     if isinstance(ffn, MoE):
         _mix(ffn, norm, x, step.invariant)
     else:
-        add_swiglu_(x, norm_linear(x, norm.weight, norm.eps, ffn.gate_up.weight), ffn.down.weight)
+        _feed(ffn, norm, x, step)
 
 
 def _attend(mla: MLA, norm: RMSNorm, x: Tensor, step: Step, pages: Tensor) -> None:
@@ -96,6 +109,34 @@ def _attend(mla: MLA, norm: RMSNorm, x: Tensor, step: Step, pages: Tensor) -> No
     splits = 1 if step.invariant else None
     context = paged_latent_attention(q, pages, step.table, step.length, rank, mla.scale, splits)
     add_linear_(x, expand_value(context.flatten(0, 1), w_kv, a.qk_nope_head_dim), mla.o_proj.weight)
+
+
+def _attend_groups(gqa: GQA, norm: RMSNorm, x: Tensor, step: Step, pages: Tensor) -> None:
+    maps = gqa.q_proj, gqa.k_proj, gqa.v_proj
+    if step.crowded:
+        normed = F.rms_norm(x, (x.shape[1],), norm.weight, norm.eps)
+        q, k, v = (normed @ each.weight.T for each in maps)
+    else:
+        q = norm_linear(x, norm.weight, norm.eps, maps[0].weight)
+        k, v = norm_linear(x, norm.weight, norm.eps, maps[1].weight, maps[2].weight).chunk(2, dim=1)
+    biases = (maps[0].bias, maps[1].bias, maps[2].bias) if gqa.config.attention_bias else None
+    gains = (gqa.q_norm.weight, gqa.k_norm.weight) if gqa.config.qk_norm else None
+    q = turn_heads(q, k, v, biases, gains, norm.eps, step.turns, step.place, step.table, pages)
+    q = q.unflatten(0, (len(step.table), -1))
+    splits = 1 if step.invariant else None
+    found = paged_grouped_attention(q, pages, step.table, step.length, gqa.scale, splits).flatten(0, 1).flatten(1)
+    if step.crowded:
+        x.addmm_(found, gqa.o_proj.weight.T)
+    else:
+        add_linear_(x, found, gqa.o_proj.weight)
+
+
+def _feed(ffn: SwiGLU, norm: RMSNorm, x: Tensor, step: Step) -> None:
+    if step.crowded:
+        gate, up = (F.rms_norm(x, (x.shape[1],), norm.weight, norm.eps) @ ffn.gate_up.weight.T).chunk(2, dim=1)
+        x.addmm_(F.silu(gate) * up, ffn.down.weight.T)
+    else:
+        add_swiglu_(x, norm_linear(x, norm.weight, norm.eps, ffn.gate_up.weight), ffn.down.weight)
 
 
 def _mix(moe: MoE, norm: RMSNorm, x: Tensor, invariant: bool) -> None:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fathom.kernels.activation import weighted_swiglu
 from fathom.model.linear import linear
 
 
@@ -16,5 +17,8 @@ class SwiGLU(nn.Module):
         self.down = linear(width, hidden_size)
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        hidden = self.gate_up(x)
+        if hidden.is_cuda:
+            return self.down(weighted_swiglu(hidden.flatten(0, -2)).unflatten(0, x.shape[:-1]))
+        gate, up = hidden.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fathom.kernels import gemm
 from fathom.kernels.fp8 import Fp8Layer
 from fathom.kernels.fp8_linear import fp8_linear
-from fathom.kernels.norm import rms_norm
+from fathom.kernels.norm import add_rms_norm, rms_norm
 from fathom.kernels.owed import Owed, linear_owed
 
 
@@ -53,3 +53,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         return rms_norm(x, self.weight, self.eps)
+
+    def behind(
+        self, x: Float[Tensor, "*N D"], more: Float[Tensor, "*N D"]
+    ) -> tuple[Float[Tensor, "*N D"], Float[Tensor, "*N D"]]:
+        """x + more, and that normalised."""
+        if x.is_cuda and x.dtype == more.dtype and torch.is_grad_enabled():
+            return add_rms_norm(x, more, self.weight, self.eps)
+        x = x + more
+        return x, self(x)

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fathom.config import AttentionConfig, ModelConfig
+from fathom.kernels.assembly import assemble_heads
+from fathom.kernels.fuse import is_fused
 from fathom.model.cache import Slots
 from fathom.model.linear import RMSNorm, linear
 from fathom.model.rope import Rotation, rotate, softmax_scale
@@ -48,6 +50,8 @@ class MLA(nn.Module):
         mask: Bool[Tensor, "B T S"] | None = None,
         slots: Slots | None = None,
     ) -> Float[Tensor, "B T D"]:
+        if slots is None and self.context.size == 1 and torch.is_grad_enabled() and is_fused(x):
+            return self._trained(x, turn, mask)
         q_nope, q_rope = self._queries(x, turn)
         latents = self._latents(x, turn)
         if slots is None or slots.fresh:
@@ -60,12 +64,23 @@ class MLA(nn.Module):
             out = self._absorbed(q_nope, q_rope, latents, slots)
         return self.o_proj(out.flatten(2))
 
+    def _trained(self, x: Tensor, turn: Rotation, mask: Tensor | None) -> Float[Tensor, "B T D"]:
+        """Whole rows without a cache: heads are assembled in one pass, and so are their gradients."""
+        a = self.config
+        latent, k_rope = self.kv_a_proj(x).split((a.kv_lora_rank, a.qk_rope_head_dim), dim=-1)
+        kv = self.kv_b_proj(self.kv_a_norm(latent)).unflatten(-1, (a.num_attention_heads, -1))
+        q, k, v = assemble_heads(self._projected(x), kv, k_rope, turn.cos.squeeze(2), turn.sin.squeeze(2))
+        return self.o_proj(row_attention(q, k, v, self.scale, mask, self.context).flatten(2))
+
+    def _projected(self, x: Tensor) -> Float[Tensor, "B T H K"]:
+        a = self.config
+        q = self.q_proj(x) if a.q_lora_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
+        return q.unflatten(-1, (a.num_attention_heads, a.qk_head_dim))
+
     def _queries(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
         """(B, T, H, nope) and (B, T, H, rope)."""
         a = self.config
-        q = self.q_proj(x) if a.q_lora_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
-        q = q.unflatten(-1, (a.num_attention_heads, a.qk_head_dim))
-        q_nope, q_rope = q.split((a.qk_nope_head_dim, a.qk_rope_head_dim), dim=-1)
+        q_nope, q_rope = self._projected(x).split((a.qk_nope_head_dim, a.qk_rope_head_dim), dim=-1)
         return q_nope, rotate(q_rope, turn, interleaved=True)
 
     def _latents(self, x: Tensor, turn: Rotation) -> Float[Tensor, "B T W"]:

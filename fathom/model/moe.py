@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -13,7 +12,15 @@ from fathom.config import ModelConfig
 from fathom.kernels.fp8 import Fp8Layer
 from fathom.kernels.fp8_experts import fp8_grouped_swiglu
 from fathom.kernels.grouped import grouped_swiglu
-from fathom.kernels.router import choose_experts, expert_load, gate_weights, router_scores, sequence_balance_loss
+from fathom.kernels.router import (
+    Routed,
+    expert_load,
+    gate_weights,
+    route,
+    router_logits,
+    row_balance_loss,
+    sequence_balance_loss,
+)
 from fathom.model.ffn import SwiGLU
 from fathom.model.recompute import recomputed_cheaply
 from fathom.model.routing import RoutingTrace
@@ -33,27 +40,23 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.moe.n_routed_experts, config.hidden_size))
         self.register_buffer("selection_bias", torch.zeros(config.moe.n_routed_experts))
 
-    def forward(
-        self, x: Float[Tensor, "N D"], replay: Int[Tensor, "N K"] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (N, E), chosen experts (N, K) and their gate weights (N, K).
+    def forward(self, x: Float[Tensor, "N D"], replay: Int[Tensor, "N K"] | None = None) -> Routed:
+        """Scores (N, E), chosen experts (N, K), their gate weights (N, K) and their load.
 
         Experts of `replay` take the place of the choice where they are not -1.
         """
         c = self.config
-        wide = torch.promote_types(x.dtype, torch.float32)
+        groups = (1, 1) if c.topk_method == "greedy" else (c.n_group, c.topk_group)
+        bias, best = (self.selection_bias, 2) if c.has_selection_bias else (None, 1)
+        form = c.norm_topk_prob, c.routed_scaling_factor
         with torch.autocast(x.device.type, enabled=False):
-            scores = router_scores(F.linear(x.to(wide), self.weight.to(wide)), c.scoring_func)
-        with torch.no_grad():
-            choice = scores + self.selection_bias if c.has_selection_bias else scores
-            if c.topk_method == "greedy":
-                experts = choose_experts(choice, c.num_experts_per_tok)
-            else:
-                best = 2 if c.has_selection_bias else 1
-                experts = choose_experts(choice, c.num_experts_per_tok, c.n_group, c.topk_group, best)
-            if replay is not None:
-                experts = torch.where(replay >= 0, replay, experts)
-        return scores, experts, gate_weights(scores, experts, c.norm_topk_prob, c.routed_scaling_factor)
+            logits = router_logits(x, self.weight)
+            routed = route(logits, bias, c.num_experts_per_tok, c.scoring_func, *groups, best, *form)
+        if replay is None:
+            return routed
+        experts = torch.where(replay >= 0, replay, routed.experts)
+        weights = gate_weights(routed.scores, experts, *form)
+        return Routed(routed.scores, experts, weights, expert_load(experts, c.n_routed_experts))
 
 
 class MoE(nn.Module):
@@ -80,7 +83,8 @@ class MoE(nn.Module):
         self, x: Float[Tensor, "B T D"], trace: RoutingTrace | None = None, recompute_shared: bool = False
     ) -> Float[Tensor, "B T D"]:
         tokens = x.flatten(0, 1)
-        scores, experts, weights = self.router(tokens, None if trace is None else self._recorded(trace, tokens))
+        routed: Routed = self.router(tokens, None if trace is None else self._recorded(trace, tokens))
+        _, experts, weights, _ = routed
         if self.replicas is not None:
             apply = partial(self._experts, some_elsewhere=True)
             out = self.replicas.through(tokens, experts, weights, apply).view_as(x)
@@ -92,7 +96,7 @@ class MoE(nn.Module):
             way = self.axis, apply, self.fp8_dispatch, self.pause
             out = through_experts(tokens, experts, weights, everywhere, *way).view_as(x)
         if trace is not None:
-            self._note(trace, scores.view(*x.shape[:2], -1), experts)
+            self._note(trace, routed, x.shape[:2])
         if self.shared is None:
             return out
         return out + (recomputed_cheaply(self.shared, x) if recompute_shared else self.shared(x))
@@ -118,19 +122,23 @@ class MoE(nn.Module):
             )
         return experts.to(tokens.device)
 
-    def _note(self, trace: RoutingTrace, scores: Float[Tensor, "B T E"], experts: Int[Tensor, "N K"]) -> None:
+    def _note(self, trace: RoutingTrace, routed: Routed, shape: torch.Size) -> None:
         # an MTP module sees the row without its first tokens
-        valid = None if trace.valid is None else trace.valid[:, -scores.shape[1] :]
-        counted = experts if valid is None else experts[valid.flatten() > 0]
+        valid = None if trace.valid is None else trace.valid[:, -shape[1] :]
         if trace.records:
-            trace.experts.append(experts.view(*scores.shape[:2], -1))
-        trace.loads.append(expert_load(counted, self.config.n_routed_experts))
+            trace.experts.append(routed.experts.view(*shape, -1))
+        if valid is None:
+            trace.loads.append(routed.load.long())
+        else:
+            trace.loads.append(expert_load(routed.experts, self.config.n_routed_experts, valid.flatten()))
         if self.config.seq_aux_alpha:
-            spread = self.context.size > 1
-            balance = sequence_balance_loss(
-                scores, self.config.num_experts_per_tok, valid, self.context.sum if spread else None
-            )
-            trace.balance.append(balance)
+            trace.balance.append(self._balance(routed.scores.view(*shape, -1), valid))
+
+    def _balance(self, scores: Float[Tensor, "B T E"], valid: Tensor | None) -> Float[Tensor, ""]:
+        k = self.config.num_experts_per_tok
+        if self.context.size > 1:
+            return sequence_balance_loss(scores, k, valid, self.context.sum)
+        return row_balance_loss(scores, k) if valid is None else sequence_balance_loss(scores, k, valid)
 
 
 def moe_layers(model: nn.Module) -> Iterator[MoE]:

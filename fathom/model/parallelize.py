@@ -20,6 +20,7 @@ from fathom.model.block import Block
 from fathom.model.draw import materialise
 from fathom.model.moe import moe_layers
 from fathom.model.transformer import Transformer
+from fathom.parallel.hush import hush
 from fathom.parallel.mesh import ALONE, Axis, Mesh
 from fathom.parallel.world import World
 
@@ -40,6 +41,7 @@ def parallelize(
     if layout.expert > 1:
         _spread_experts(model, model.config, mesh, layout.fp8_dispatch)
     if layout.shard > 1:
+        hush()
         _shard(model, mesh, reshard=layout.zero == 3, dtype=dtype)
     if any(parameter.is_meta for parameter in model.parameters()):
         materialise(model, world.device, generator)

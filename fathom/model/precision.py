@@ -63,6 +63,17 @@ def forget_codes(model: nn.Module) -> None:
         layer.forget()
 
 
+def where_not_finite(model: nn.Module) -> str:
+    """The first tensor of the newest forward pass, and the first of the backward one, that FP8 met an inf or NaN in.
+
+    Empty where there is none. On a GPU this waits; it is for when training has diverged.
+    """
+    layers = [(layer.name, layer.not_finite()) for layer in fp8_layers(model)]
+    forward = [f"the {what} of {name}" for name, found in layers for what in found if "gradient" not in what]
+    backward = [f"the {what} of {name}" for name, found in reversed(layers) for what in found if "gradient" in what]
+    return " and ".join([*forward[:1], *backward[:1]])
+
+
 @contextmanager
 def without_fp8(model: nn.Module) -> Generator[None]:
     """The model as it computes without FP8."""

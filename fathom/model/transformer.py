@@ -86,7 +86,7 @@ class Transformer(nn.Module):
         written to a cache and see what it holds. `trace` collects loads and balance losses.
         """
         turn = self.turn(tokens, positions, slots)
-        x = self.embedding(tokens)
+        x = self.embed(tokens)
         for layer in self.layers:
             x = layer(x, turn, mask, slots, trace)
         return self.norm(x)
@@ -106,11 +106,16 @@ class Transformer(nn.Module):
         `tokens` are those further tokens, aligned with `hidden`.
         """
         turn = self.turn(tokens, positions, slots)
-        return self.mtp[depth](hidden, self.embedding(tokens), turn, mask, slots, trace)
+        return self.mtp[depth](hidden, self.embed(tokens), turn, mask, slots, trace)
 
     def logits(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
         """Scores of every next token in float32."""
         return gemm.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+
+    def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """What the first layer reads, in the precision of the layers: a GPU's residual stream is no wider than that."""
+        x = self.embedding(tokens)
+        return x.to(torch.get_autocast_dtype("cuda")) if x.is_cuda and torch.is_autocast_enabled("cuda") else x
 
     def turn(self, tokens: Tensor, positions: Tensor | None, slots: Slots | None) -> Rotation:
         """The rotation of these tokens' places."""

@@ -137,7 +137,7 @@ def replicas(config: ParallelConfig, size: int) -> int:
         raise ValueError(
             f"the layout takes {data * config.model_ways} processes (data x shard x context x pipeline = {data} x "
             f"{config.shard} x {config.context} x {config.pipeline}), but there are {size}; start as many, or change "
-            "--parallel.data"
+            "one of these ways, such as --parallel.shard"
         )
     return data
 

@@ -94,6 +94,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def backend_of(device: torch.device) -> str:
+    """What carries messages: NCCL those of GPUs' tensors, gloo what lies in the processor's memory."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 def is_torchrun() -> bool:
     """Whether torchrun started this process, and others beside it."""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -109,17 +114,42 @@ def is_first() -> bool:
     return not is_torchrun() or os.environ["RANK"] == "0"
 
 
-def launch(workers: int, device: str, work: Callable[..., R], *args: object, layout: ParallelConfig | None = None) -> R:
-    """Run `work(world, *args)` in `workers` processes, spread as `layout` says, and return what the first one returns.
+def processes_here(device: torch.device, workers: int, gpu_workers: int) -> int:
+    """How many processes to start on this machine: `workers` on its CPU, `gpu_workers` on its GPUs."""
+    if device.type != "cuda":
+        if gpu_workers > 1:
+            raise ValueError(
+                f"gpu_workers={gpu_workers} asks for GPUs, but this computes on the CPU; leave gpu_workers at 1 "
+                "and say with workers how many processes there are to be, or choose device=cuda"
+            )
+        return workers
+    if gpu_workers > (present := torch.cuda.device_count()):
+        raise ValueError(f"gpu_workers={gpu_workers}, but torch sees {present} here; ask for at most {present}")
+    return gpu_workers
 
+
+def launch(
+    workers: int,
+    device: str,
+    work: Callable[..., R],
+    *args: object,
+    layout: ParallelConfig | None = None,
+    gpu_workers: int = 1,
+) -> R:
+    """Run `work(world, *args)` in processes spread as `layout` says, and return what the first one returns.
+
+    There are `workers` of them on a CPU. On GPUs there are `gpu_workers`, one on each: more than one, over NCCL, has
+    not been run, and begins only where it is asked for; there one that dies may leave the others waiting, as NCCL does
+    not notice at once.
     The first process is this one, so that its errors, its Ctrl-C and its progress bar are the user's. If
     another process fails, its error is raised here. Under torchrun the processes exist already, and the agent ends
-    them all where one fails. Raises ValueError where the processes do not divide into the layout's ways.
+    them all where one fails. Raises ValueError where the processes do not divide into the layout's ways, and for more
+    GPUs than there are.
     """
     chosen, layout = choose_device(device), layout or ParallelConfig()
     if is_torchrun():
         return _join_elastic(chosen, layout, work, args)
-    size = 1 if chosen.type == "cuda" else workers
+    size = processes_here(chosen, workers, gpu_workers)
     replicas(layout, size)
     if size == 1:
         return work(_settle(0, 1, 0, 1, chosen, layout), *args)
@@ -150,10 +180,9 @@ def _join_elastic(device: torch.device, layout: ParallelConfig, work: Callable[.
     """Take part in torchrun's world; the agent names the process that failed first, with its error."""
 
     def take_part() -> R:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = meet(ELASTIC_PATIENCE)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ELASTIC_PATIENCE)
+        dist.init_process_group(backend_of(device), store=store, rank=rank, world_size=size, timeout=ELASTIC_PATIENCE)
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         return work(_settle(rank, size, local_rank, local_size, device, layout), *args)
 
@@ -260,7 +289,11 @@ def _child_main(
 def _take_part(rank: int, crew: _Crew, work: Callable[..., R], args: tuple[object, ...]) -> R:
     # a process that ends is noticed at once; one that prepares the data may keep the others waiting for long
     dist.init_process_group(
-        "gloo", init_method=f"file://{crew.meeting}", rank=rank, world_size=crew.size, timeout=timedelta(days=1)
+        backend_of(crew.device),
+        init_method=f"file://{crew.meeting}",
+        rank=rank,
+        world_size=crew.size,
+        timeout=timedelta(days=1),
     )
     try:
         dist.barrier()  # gloo waits on for a process that has left before all others were connected

@@ -1,8 +1,9 @@
 """The memory that a training step takes of the fullest device, part by part.
 
 One device is Fathom's own trainer: float32 masters that are the weights, BF16 copies of them made in every forward
-pass, float32 gradients kept from step to step, and a loss that keeps a float32 probability of every word for every
-token. State shared among devices follows V3 (3.2.3, 3.3.3) and FSDP.
+pass, float32 gradients, and a loss whose gradients are made on the way forward, some rows of logits at a time. A
+process alone takes memory for gradients as the backward pass comes to them; several keep theirs from step to step.
+State shared among devices follows V3 (3.2.3, 3.3.3) and FSDP.
 """
 
 from collections.abc import Iterator
@@ -10,14 +11,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fathom.config import ModelConfig
-from fathom.plan.activations import STATISTIC, Widths, block_bytes, feed_forward_bytes
+from fathom.plan.activations import STATISTIC, Widths, block_bytes, feed_forward_bytes, shared_bytes
 from fathom.plan.count import block_parameters
 from fathom.plan.layout import Layout
-from fathom.plan.share import Share, example, in_flight, largest_weight, routed_parameters, share_of
+from fathom.plan.share import Kind, Share, example, in_flight, largest_weight, routed_parameters, share_of
 
 FLOAT, HALF = 4, 2  # bytes of an element
 IDS = 6 * 8  # bytes per token of ids, targets, weights, positions and of what the loss looks up with
-LOGIT_CHUNKS = 8  # pieces in which the loss takes its rows on a GPU
+LOGITS = 1 << 28  # most that the loss makes at a time
+LOGIT_CHUNKS = 8  # pieces in which the loss takes its rows in float32
 WORKSPACE = 96 * 2**20  # cuBLAS: 32 MiB for the forward and for the backward thread, and as much for cuBLASLt
 RESERVE = 0.04  # share of a device that the driver, NCCL and gaps between blocks take
 
@@ -60,6 +62,7 @@ def capacity(memory_bytes: float) -> float:
 class _Moment(NamedTuple):
     name: str
     copies: float  # of the weights
+    gradients: float
     kept: float  # activations
     passing: float
 
@@ -69,19 +72,20 @@ def _of_rank(config: ModelConfig, layout: Layout, seq_len: int, rank: int) -> Me
     tokens = layout.micro_batch_rows * seq_len / layout.context
     weights, gradients, optimizer = _state(share, layout)
     of_layers = sum(
-        times * block_bytes(config, example(config, kind), layout.precision, layout.recompute)
+        times * block_bytes(config, example(config, kind), layout.precision, layout.recompute, layout.expert > 1)
         for kind, times in share.layers.items()
     )
     kept = tokens * (of_layers * in_flight(layout, rank) + IDS)
+    held = 0.0 if layout.devices == 1 else gradients  # a process alone has none between its steps
     moments = [
-        *_loss(config, layout, share, tokens, kept),
-        *_backward(config, layout, share, tokens, kept),
-        _Moment("optimizer", 0.0, 0.0, _update(layout, share)),
+        *_loss(config, layout, share, tokens, kept, held),
+        *_backward(config, layout, share, tokens, kept, held),
+        _Moment("optimizer", 0.0, gradients, 0.0, _update(layout, share)),
     ]
-    moment = max(moments, key=lambda m: m.copies + m.kept + m.passing)
+    moment = max(moments, key=lambda m: m.copies + m.gradients + m.kept + m.passing)
     return Memory(
         weights=weights + moment.copies,
-        gradients=gradients,
+        gradients=moment.gradients,
         optimizer=optimizer,
         activations=moment.kept,
         cache=0.0,
@@ -122,53 +126,92 @@ def _copies(share: Share, layout: Layout) -> float:
     return {"fp32": HALF * share.routed, "bf16": HALF * matrices, "fp8": float(matrices)}[layout.precision]
 
 
-def _loss(config: ModelConfig, layout: Layout, share: Share, tokens: float, kept: float) -> Iterator[_Moment]:
+def _loss(
+    config: ModelConfig, layout: Layout, share: Share, tokens: float, kept: float, held: float
+) -> Iterator[_Moment]:
     """The end of the forward pass and the beginning of the backward pass, at the head."""
     if not share.has_head:
         return
-    d, v, modules = config.hidden_size, config.vocab_size, config.num_nextn_predict_layers
+    d, v, heads = config.hidden_size, config.vocab_size, 1 + config.num_nextn_predict_layers
     stream = Widths.of(layout.precision).stream
-    # the probabilities, the loss's own copy of the hidden states, and the states before the final norm
-    kept += tokens * (1 + modules) * (FLOAT * v + FLOAT * d + stream * d + 2 * STATISTIC)
-    hidden, table, logits = FLOAT * d * tokens, FLOAT * v * d, tokens / LOGIT_CHUNKS * v
-    mixed = modules > 0 and layout.precision != "fp32"  # an MTP module's states are BF16
-    head = HALF * v * d * mixed
-    copies = _copies(share, layout)
-    # one chunk's logits come while those before are still there
-    yield _Moment("forward", copies, kept, hidden + head + logits * (2 * FLOAT + HALF * mixed))
-    passing = hidden * (1 + 1 / LOGIT_CHUNKS) + table + head + logits * (FLOAT + HALF) * mixed
-    yield _Moment("loss", copies, kept, passing)
+    copies, table, hidden = _copies(share, layout), FLOAT * v * d, stream * d * tokens
+    kept += heads * (hidden + 2 * STATISTIC * tokens)  # the states before the final norm
+    kept += (heads - 1) * 4 * hidden  # what MTP modules join: two states before their norms, and both behind them
+    if layout.precision == "fp32":  # the probabilities, and the loss's own copy of the states
+        kept += heads * (FLOAT * v * tokens + hidden)
+        # one chunk's logits come while those before are still there
+        yield _Moment("forward", copies, held, kept, hidden + 2 * FLOAT * v * tokens / LOGIT_CHUNKS)
+        yield _Moment("loss", copies, held, kept, hidden * (1 + 1 / LOGIT_CHUNKS) + table)
+        return
+    kept += heads * (hidden + table)  # the gradients of states and head, which the loss has made already
+    rows = min(tokens, LOGITS // v)
+    chunk = rows * v * (FLOAT + HALF + HALF * (tokens > rows))  # with the gradient, and that of the chunk before
+    product = rows * (v + d) * HALF + table
+    yield _Moment("forward", copies, held, kept, hidden + HALF * v * d + max(chunk, product))
+    yield _Moment("loss", copies, held, kept, hidden + table * (heads > 1))
 
 
-def _backward(config: ModelConfig, layout: Layout, share: Share, tokens: float, kept: float) -> Iterator[_Moment]:
-    """The first layer of the backward pass: in its feed-forward part, and in its attention."""
-    a, d, kind = config.attention, config.hidden_size, share.last
-    layer = example(config, kind)
-    experts = routed_parameters(config, kind) // layout.expert
-    copies = _copies(share, layout)
-    released = min(copies, HALF * (experts or 3 * d * config.intermediate_size))
+def _backward(
+    config: ModelConfig, layout: Layout, share: Share, tokens: float, kept: float, held: float
+) -> Iterator[_Moment]:
+    """The first and the last layer of every kind, the last kind first."""
+    fresh, copies, d = layout.devices == 1, _copies(share, layout), config.hidden_size
     # a table that is used twice waits with the first half of its gradient
     twice = config.tie_word_embeddings + config.num_nextn_predict_layers
     waiting = FLOAT * config.vocab_size * d * twice * share.has_head
+    if fresh and not config.tie_word_embeddings:
+        held += FLOAT * config.vocab_size * d * share.has_head
+    order: tuple[Kind, ...] = ("mtp", "moe", "dense")
+    for kind in order:
+        times = share.layers.get(kind, 0)
+        layer = example(config, kind)
+        one = block_parameters(config, layer, active=False) if times else 0
+        experts = routed_parameters(config, kind) if times else 0
+        one += experts // layout.expert - experts
+        each = tokens * block_bytes(config, layer, layout.precision, layout.recompute, layout.expert > 1)
+        of_copy = copies and {"fp32": HALF * experts // layout.expert, "bf16": HALF * one, "fp8": one}[layout.precision]
+        for passed in sorted({0, times - 1} if times else ()):
+            behind = copies - passed * of_copy, held + FLOAT * one * passed * fresh, kept - passed * each
+            yield from _layer_back(config, layout, kind, tokens, behind, waiting)
+        copies, held, kept = copies - times * of_copy, held + FLOAT * one * times * fresh, kept - times * each
+
+
+def _layer_back(
+    config: ModelConfig, layout: Layout, kind: Kind, tokens: float, before: tuple[float, float, float], waiting: float
+) -> Iterator[_Moment]:
+    """The backward pass in a layer's feed-forward part, and in its attention; before it: copies, gradients, kept."""
+    a, d, layer = config.attention, config.hidden_size, example(config, kind)
+    copies, held, kept = before
+    widths, fresh = Widths.of(layout.precision), layout.devices == 1
+    part = feed_forward_bytes(config, layer, widths, True, layout.expert > 1) * tokens
     if layout.recompute == "none":
-        widths = Widths.of(layout.precision, mtp=kind == "mtp")
-        kept -= tokens * feed_forward_bytes(config, layer, widths, whole=True)
+        after = kept - part
     else:  # made anew, one layer at a time
-        waiting += tokens * block_bytes(config, layer, layout.precision, "none")
-    rows = config.moe.num_experts_per_tok if experts else 0
-    # the largest weight's gradient in BF16 and float32; the stream's, and that of the experts' rows
-    passing = (HALF + FLOAT) * largest_weight(config, layout, kind) + tokens * d * (3 * FLOAT + HALF * rows)
-    yield _Moment("backward", copies - released, kept, waiting + passing)
+        waiting += tokens * block_bytes(config, layer, layout.precision, "none", layout.expert > 1)
+        after = kept
+    stream, largest = widths.stream * d * tokens, largest_weight(config, layout, kind)
+    experts = routed_parameters(config, kind) // layout.expert
+    if experts:  # all at once: what is kept, the gradients of both weights, and those of the experts' rows
+        moe = config.moe
+        rows = HALF * moe.num_experts_per_tok * tokens * (d + 4 * moe.moe_intermediate_size)
+        shared = (kept - after > 0) * shared_bytes(config, widths, whole=True) * tokens
+        passing = (HALF + FLOAT) * largest + FLOAT * (experts - largest) + rows + 2 * stream
+        yield _Moment("backward", copies, held, kept - shared, waiting + passing)
+    else:
+        own = 3 * d * config.intermediate_size
+        passing = (HALF + FLOAT) * largest + FLOAT * (own - largest) * fresh + 2 * stream
+        yield _Moment("backward", copies - min(copies, HALF * own), held, after, waiting + passing)
+    feed_forward = experts or 3 * d * config.intermediate_size
+    released = min(copies, HALF * feed_forward)
     # cuDNN sums the gradient of the queries in float32
-    heads = tokens * a.num_attention_heads * a.qk_head_dim
-    yield _Moment("backward", copies - released, kept, waiting + heads * (FLOAT + 3 * HALF) + 2 * FLOAT * d * tokens)
+    heads = tokens * a.num_attention_heads * a.qk_head_dim * (FLOAT + 3 * HALF)
+    yield _Moment("backward", copies - released, held + FLOAT * feed_forward * fresh, after, waiting + heads + stream)
 
 
 def _update(layout: Layout, share: Share) -> float:
     """What the optimizer's step needs for a moment, or the sum of gradients before it."""
     message = FLOAT * (share.dense + share.routed) if layout.data * layout.context > 1 and layout.shard == 1 else 0.0
-    # moments in float32, and a denominator, a tensor at a time; Muon iterates on BF16
-    scratch = {"adamw": 0, "adamw_bf16": 3 * FLOAT, "muon": 3 * HALF}[layout.optimizer]
+    scratch = 3 * HALF if layout.optimizer == "muon" else 0  # it iterates on BF16, a tensor at a time
     return max(message, scratch * share.largest / layout.shard)
 
 

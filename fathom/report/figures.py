@@ -82,6 +82,15 @@ def reward_figures(grpo: Records) -> list[Figure]:
             percent=True,
             from_zero=True,
         ),
+        curves(
+            "held-out",
+            "Held-out accuracy",
+            "The same problems at every measurement, none of them trained on, one sampled answer each, with "
+            "Wilson's 95 % interval; beside it the accuracy of training answers.",
+            held_out_lines(grpo),
+            percent=True,
+            from_zero=True,
+        ),
         *(_several(grpo, name, title) for name, title in SEVERAL.items()),
         curves(
             "behaviour",
@@ -185,6 +194,13 @@ def outcome_figures(outcome: Outcome) -> list[Figure]:
 
 def _bar(label: str, share: Share, tone: int = 0, pale: bool = False) -> Bar:
     return Bar(label=label, value=share.value, low=share.low, high=share.high, tone=tone, pale=pale)
+
+
+def held_out_lines(grpo: Records) -> list[Line]:
+    """Held-out accuracy with its interval, and training's at the same steps; nothing where nobody measured it."""
+    measured = [record for record in grpo if "held_out_accuracy" in record]
+    names = {"held_out_accuracy": "held out", "held_out_low": "low", "held_out_high": "high", "accuracy": "training"}
+    return lines_of(measured, names)
 
 
 def lines_of(records: Records, fields: Mapping[str, str]) -> list[Line]:

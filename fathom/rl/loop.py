@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from fathom.config import GRPOConfig
-from fathom.infer.engine import Engine
 from fathom.model import Transformer
 from fathom.model.parallelize import is_spread, parallelize
 from fathom.rl.batch import GroupBatch, collate, in_micro_batches, nothing
@@ -18,10 +17,11 @@ from fathom.rl.budget import Purse
 from fathom.rl.critic import CriticState
 from fathom.rl.gae import whiten
 from fathom.rl.grpo import denominator, loss_mask, metric_means
+from fathom.rl.held_out import HeldOut
 from fathom.rl.losses import critic_losses, grpo_losses, take_notes
 from fathom.rl.outcome import rollout_metrics
 from fathom.rl.reference import Reference
-from fathom.rl.rollout import Rollout, roll_out
+from fathom.rl.rollout import Rollout, open_engine, roll_out
 from fathom.rl.sync import Sampler, require_no_critic, require_whole_layers
 from fathom.tasks import Countdown, Task
 from fathom.text.chat import parse_reply
@@ -65,22 +65,26 @@ def train_grpo(
     reference = Reference(state, config, place.world, place.dtype)
     critic = CriticState.start(state, config.critic, place.world) if config.objective.advantage == "gae" else None
     questions = share(config.prompts, place.world.rank, place.world.size)
+    held_out = HeldOut.draw(task, tokenizer, config, seed, place.world)
     sampler = Sampler(state.model, place.world, place.dtype)
-    engine = Engine(sampler.model, rows=questions * config.group, drafts="auto" if config.drafts == "auto" else 0)
-    if place.world.is_main and not state.step:
-        place.run.forget_samples(place.stage)
+    engine = open_engine(sampler.model, config, questions)
+    if place.world.is_main:
+        place.run.forget_samples(place.stage, state.step)
     purse = Purse(place, config, dollars_per_hour) if config.budget_dollars else None
     while state.step < config.steps and not (purse and purse.is_empty()):
         started = time.perf_counter()
         reference.refresh(state)
         sampler.refresh()
+        # before the step's own sampling: it stands in one line with the training accuracy of the same weights
+        measured = held_out.measure(engine) if held_out and held_out.is_due(state.step) else {}
+        sampling_at = time.perf_counter()
         draw = f"{seed}/{state.step}/{place.world.rank}"
         rollout = roll_out(engine, task, tokenizer, config, questions, state.step, draw)
         sampled_at = time.perf_counter()
         metrics = update(place, config, state, reference, rollout, critic)
         outcome = rollout_metrics(place, rollout, config.group, isinstance(task, Countdown))
-        metrics |= outcome
-        metrics["rollout_tokens_per_s"] = outcome["rollout_tokens"] / (sampled_at - started)
+        metrics |= outcome | measured
+        metrics["rollout_tokens_per_s"] = outcome["rollout_tokens"] / (sampled_at - sampling_at)
         metrics["seconds"] = time.perf_counter() - started
         if purse:
             metrics |= purse.pay(metrics)

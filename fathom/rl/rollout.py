@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Int16
 from torch import Tensor
 
@@ -11,11 +12,16 @@ from fathom.config import GRPOConfig
 from fathom.infer.engine import Engine
 from fathom.infer.experts import replay_of
 from fathom.infer.request import Piece, Request
+from fathom.infer.tables import pages_that_fit
+from fathom.model import Transformer
 from fathom.rl.reward import Reward, score
 from fathom.rl.sampling import Answer, sample_round
 from fathom.tasks import Problem, Task
 from fathom.text.chat import read_reply, render_prompt
 from fathom.text.tokenizer import Tokenizer
+
+PAGE = 64  # tokens
+PROMPT = 1024  # tokens of a prompt for which every row has pages on a GPU; longer ones wait for those of others
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,18 @@ class Rollout:
     unbegun: int = 0  # answers that had no token by then: they are nowhere
     draft_acceptance: float | None = None  # share of the drafts kept; None where none was checked
     drafted: float | None = None  # tokens a row gained by a decoding step; None where the engine makes no drafts
+
+
+def open_engine(model: Transformer, config: GRPOConfig, questions: int) -> Engine:
+    """An engine for the answers to so many questions at once; on a GPU it leaves memory to the trainer."""
+    weight, rows = model.embedding.weight, questions * config.group
+    drafts = "auto" if config.drafts == "auto" else 0
+    if not weight.is_cuda:
+        return Engine(model, rows, drafts=drafts)
+    free_bytes, _ = torch.cuda.mem_get_info(weight.device)
+    places = min(PROMPT + config.sampling.max_tokens, model.config.max_position_embeddings)
+    pages = pages_that_fit(model.config, rows, places, PAGE, weight.dtype, free_bytes // 2)
+    return Engine(model, rows, drafts=drafts, pages=pages, page_size=PAGE)
 
 
 def roll_out(

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent / "page"
 def add_page(app: FastAPI) -> None:
     """Serve the page at `/`, its files under `/page/`."""
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:  # pyright: ignore[reportUnusedFunction]
         """The page."""
         return FileResponse(FOLDER / "index.html", media_type="text/html")

@@ -42,6 +42,8 @@ def require_flags(options: ServeOptions) -> None:
         value = getattr(options, field.name)
         if value != field.default and field.name not in HONOURED[options.engine]:
             raise ValueError(f"--{field.name} {value} has no counterpart in {options.engine}; leave it out")
+    if options.drafts == "auto":
+        raise ValueError(f"--drafts auto has no counterpart in {options.engine}; give a count")
 
 
 def engine_program(options: ServeOptions) -> list[str]:
@@ -77,7 +79,7 @@ def _vllm(options: ServeOptions, model: Path, name: str) -> list[str]:
     if options.context:
         flags += ["--max-model-len", str(options.context)]
     if options.drafts:
-        flags += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": 1})]
+        flags += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": options.drafts})]
     return flags
 
 
@@ -89,7 +91,7 @@ def _sglang(options: ServeOptions, model: Path, name: str) -> list[str]:
         flags += ["--context-length", str(options.context)]
     if options.device != "auto":
         flags += ["--device", options.device]
-    if options.drafts:  # one draft a step, from the MTP module of the checkpoint
-        flags += ["--speculative-algorithm", "EAGLE", "--speculative-num-steps", "1"]
-        flags += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "2"]
+    if options.drafts:  # from the MTP module of the checkpoint; the token that is checked first counts as a draft there
+        flags += ["--speculative-algorithm", "EAGLE", "--speculative-num-steps", str(options.drafts)]
+        flags += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(int(options.drafts) + 1)]
     return flags

@@ -26,7 +26,7 @@ class ServeOptions:
     context: int | None = None  # most tokens of a prompt and its completion (the model's own limit)
     default_max_tokens: int = 4096  # of a request that names none; never more than its context has left
     pages: int | None = None  # of the cache, of 16 tokens on a CPU and 64 on a GPU (what the rows fill, if that fits)
-    drafts: bool = False  # the MTP module drafts ahead; texts are the same
+    drafts: int | Literal["auto"] = 0  # MTP drafts a step, or as many as pay here; texts are the same
     queue: int = 128  # completions that may wait behind those being written; more get 429
     stages: int = 2  # other stages of the run that are loaded at once when asked for, as NAME@sft; 0 offers none
     choices: int = 16  # most completions of one request (n)
@@ -62,6 +62,8 @@ class ServeOptions:
             raise ValueError(f"pages={self.pages} holds no text; give 1 or more, or leave it out")
         if self.queue < 0 or self.drain_s < 0:
             raise ValueError(f"queue={self.queue} and drain_s={self.drain_s} must not be negative; 0 is none")
+        if self.drafts != "auto" and (type(self.drafts) is not int or self.drafts < 0):
+            raise ValueError(f'drafts={self.drafts!r} is no count of drafts; give 0 or more, or "auto"')
         if self.stages < 0:
             raise ValueError(f"stages={self.stages} is negative; give how many to hold loaded, 0 for none")
         if self.context is not None and self.context < 2:

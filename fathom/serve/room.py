@@ -5,6 +5,7 @@ from functools import partial
 import psutil
 
 from fathom.infer.engine import Engine
+from fathom.infer.speculation import most_drafts
 from fathom.infer.tables import pages_that_fit
 from fathom.model import Transformer
 from fathom.serve.options import ServeOptions
@@ -23,6 +24,6 @@ def open_engine(model: Transformer, options: ServeOptions) -> Engine:
 
 
 def _pages(model: Transformer, options: ServeOptions) -> int:
-    capacity = (options.context or model.config.max_position_embeddings) + int(options.drafts)
+    capacity = (options.context or model.config.max_position_embeddings) + most_drafts(options.drafts)
     free = psutil.virtual_memory().available // CPU_SHARE
     return pages_that_fit(model.config, options.rows, capacity, CPU_PAGE, model.embedding.weight.dtype, free)

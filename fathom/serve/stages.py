@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fathom.checkpoint.files import list_checkpoints
 from fathom.checkpoint.find import STAGES, holds_weights
-from fathom.checkpoint.state import list_checkpoints
 from fathom.infer.speaker import Speaker, load_speaker
 from fathom.serve.desk import Desk
 from fathom.serve.errors import ApiError

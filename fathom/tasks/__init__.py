@@ -8,6 +8,7 @@ from fathom.tasks.custom import custom
 from fathom.tasks.equations import equation
 from fathom.tasks.grid import grid
 from fathom.tasks.gym import gym
+from fathom.tasks.kernels import kernel
 from fathom.tasks.logic import logic
 from fathom.tasks.mathematics import mathematics
 from fathom.tasks.multiplication import multiplication
@@ -31,8 +32,9 @@ KINDS = {
     "code": code,
     "custom": custom,
     "gym": gym,
+    "kernels": kernel,
 }
-FOREIGN = ("code", "custom", "gym")  # their answers or checks run in a child
+FOREIGN = ("code", "custom", "gym", "kernels")  # their answers or checks run in a child
 
 
 def build(config: TaskConfig) -> Task:

@@ -25,7 +25,7 @@ def read_question(text: str, config: TaskConfig, task: Task) -> Problem | None:
     """The problem of `task` that a text poses, bare or in the words of `config.prompt`; None where it poses none.
 
     Bounds of the config such as `max_number` do not matter, those that keep the work small do. Kinds whose questions do
-    not say what is right (code, custom, gym) have no reader.
+    not say what is right (code, custom, gym, kernels) have no reader.
     """
     text = text.strip()
     if len(text) > LONGEST:

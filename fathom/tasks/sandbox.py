@@ -40,6 +40,7 @@ class Limits:
     file_bytes: int = 1 << 20  # of each file, and of what is read from its output
     processes: int = 32  # threads count; without isolation this does not bind root
     open_files: int = 64
+    devices: tuple[str, ...] = ()  # names under /dev that it sees besides null, zero and randomness
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,13 @@ def run_isolated(
         source.write(stdin)
         source.seek(0)
         words = [word.replace("{dir}", INNER if isolates else str(work)) for word in command]
-        return _run(_in_namespaces(folder, words) if isolates else words, work, source.fileno(), limits, isolates)
+        return _run(
+            _in_namespaces(folder, words, limits.devices) if isolates else words,
+            work,
+            source.fileno(),
+            limits,
+            isolates,
+        )
 
 
 def require_isolation(isolation: Isolation) -> None:
@@ -175,13 +182,14 @@ def _beginning(descriptor: int, most: int) -> bytes:
     return os.read(descriptor, most)
 
 
-def _in_namespaces(folder: str, words: Sequence[str]) -> list[str]:
+def _in_namespaces(folder: str, words: Sequence[str], devices: Sequence[str] = ()) -> list[str]:
     """The command behind a shell that builds its world; `folder` holds `work` and is where the new root is mounted."""
     spaces = ["--net", "--ipc", "--uts", "--pid", "--mount", "--fork", "--kill-child"]
     user = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
     drop = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
     return [
-        "unshare", *user, *spaces, "/bin/sh", "-c", BUILD, "sh", folder, " ".join(drop), *_visible(), "--", *words
+        "unshare", *user, *spaces, "/bin/sh", "-c", BUILD, "sh", folder, " ".join(drop), " ".join(devices),
+        *_visible(), "--", *words
     ]  # fmt: skip
 
 
@@ -198,8 +206,8 @@ def _visible() -> list[str]:
 # the throw-away directory; then the old root goes, and the command starts without rights.
 BUILD = """
 set -e
-root=$1 work=$1/work drop=$2
-shift 2
+root=$1 work=$1/work drop=$2 devices=$3
+shift 3
 mkdir "$root/new"
 mount --make-rprivate /
 mount -t tmpfs -o size=16m,mode=755 none "$root/new"
@@ -217,7 +225,7 @@ while [ "$1" != "--" ]; do
     shift
 done
 shift
-for device in null zero random urandom; do
+for device in null zero random urandom $devices; do
     : > dev/$device
     mount --bind /dev/$device dev/$device
 done

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom.checkpoint.files import list_checkpoints
 from fathom.checkpoint.sharded import Opened, Saver, is_sharded
-from fathom.checkpoint.state import list_checkpoints, load_state, load_weights, require_config, save_checkpoint
+from fathom.checkpoint.state import load_state, load_weights, require_config, save_checkpoint
 from fathom.config.published import to_published
 from fathom.model import Transformer
 from fathom.model.parallelize import as_part, is_spread, let_go, local, spread_like, take

@@ -9,9 +9,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from fathom.checkpoint.files import list_checkpoints
 from fathom.checkpoint.sharded import Saver
-from fathom.checkpoint.state import list_checkpoints
 from fathom.config import ResilienceConfig, TrainConfig
+from fathom.kernels.fuse import fuse
 from fathom.model import Transformer
 from fathom.model.lora import take_back, trained_parameters
 from fathom.model.parallelize import let_go, parallelize
@@ -23,6 +24,7 @@ from fathom.plan.measured import Note
 from fathom.runs import Run
 from fathom.text.packing import Batch
 from fathom.train import schedule
+from fathom.train.ahead import BatchOf, collected_between_steps, fetched_ahead
 from fathom.train.guard import Guard
 from fathom.train.keep import keep_parts, keep_whole, keeps_parts, restore
 from fathom.train.loss import Denominators, Losses, language_losses
@@ -90,7 +92,7 @@ def train_language(
     place: Place,
     config: TrainConfig,
     model: Transformer,
-    batch_of: Callable[[int, int], Batch],
+    batch_of: BatchOf,
     validation: Sequence[Batch] = (),
     mask_documents: bool = False,
     seed: int = 0,
@@ -115,45 +117,54 @@ def train_language(
     first_row = schedule.rows_before(config.schedule, config.batch_rows, state.step, config.steps, readers)
     watch = StepWatch(place.world, place.run.path / "traces" / place.stage)
     forecast = Forecast.of(place.world.layout.balance_devices, model.config.moe.n_routed_experts)
-    measured = state.step + 1  # the first step waits for connections and kernels
-    while state.step < config.steps:
-        started = time.perf_counter()
-        step = state.step
-        watch.begin(step)
-        rows = schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, readers)
-        micro_batches = split_rows(batch_of(step, rows), config.micro_batch_rows)
-        watch.fetched()
-        denominators = Denominators.of(micro_batches, model.config.num_nextn_predict_layers, place.world)
-        weight = schedule.mtp_weight(config.schedule, step, config.steps)
-        rates = rates_of(config, model, step)
+    fuse(config.compile)
 
-        def losses_of(batch: Batch, denominators: Denominators = denominators, weight: float = weight) -> Losses:
-            return language_losses(model, batch, denominators, weight, place.world.device, mask_documents)
+    def rows_at(step: int) -> int:
+        return schedule.batch_rows(config.schedule, config.batch_rows, step, config.steps, readers)
 
-        looked = examine_fp8(state, config, place, losses_of, micro_batches[0]) if in_fp8 else {}
-        if pipeline is None:
-            report = train_step(state, micro_batches, losses_of, rates, place.world, place.dtype, place.guard)
-        else:
-            given = denominators, weight, place.world, place.dtype, mask_documents
-            task = task_of(micro_batches, model.config, *given)
-            report = chart_step(place, state, pipeline, task, rates, step == measured)
-        state.step += 1
-        metrics: dict[str, object] = {
-            **language_metrics(report),
-            "lr": rates.lr,
-            "rows": int(denominators.rows),
-            **looked,
-            **watch.end(step),
-            **forecast.step(report.loads, ends=(step + 1) % config.save_every == 0),
-            **left_out(place, report, (first_row, first_row + rows)),
-        }
-        tokens = denominators.rows * micro_batches[0].tokens.shape[1]
-        metrics |= speed_metrics(tokens, time.perf_counter() - started, flops_per_token[weight > 0], place.world)
-        if config.validate_every and validation and state.step % config.validate_every == 0:
-            metrics["validation_loss"] = validation_loss(model, validation, place, mask_documents, pipeline)
-        first_row += rows
-        data = {"rows": [0, first_row], "schedule": [state.step, config.steps], "lr": rates.lr}
-        finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps, data)
+    with fetched_ahead(batch_of, place.world.device) as batches, collected_between_steps(place.world.device) as tidy:
+        measured = state.step + 1  # the first step waits for connections and kernels
+        while state.step < config.steps:
+            started = time.perf_counter()
+            step = state.step
+            watch.begin(step)
+            rows = rows_at(step)
+            micro_batches = split_rows(batches(step, rows), config.micro_batch_rows)
+            if step + 1 < config.steps:
+                batches.begin(step + 1, rows_at(step + 1))
+            watch.fetched()
+            denominators = Denominators.of(micro_batches, model.config.num_nextn_predict_layers, place.world)
+            weight = schedule.mtp_weight(config.schedule, step, config.steps)
+            rates = rates_of(config, model, step)
+
+            def losses_of(batch: Batch, denominators: Denominators = denominators, weight: float = weight) -> Losses:
+                return language_losses(model, batch, denominators, weight, place.world.device, mask_documents)
+
+            looked = examine_fp8(state, config, place, losses_of, micro_batches[0]) if in_fp8 else {}
+            if pipeline is None:
+                report = train_step(state, micro_batches, losses_of, rates, place.world, place.dtype, place.guard)
+            else:
+                given = denominators, weight, place.world, place.dtype, mask_documents
+                task = task_of(micro_batches, model.config, *given)
+                report = chart_step(place, state, pipeline, task, rates, step == measured)
+            state.step += 1
+            metrics: dict[str, object] = {
+                **language_metrics(report),
+                "lr": rates.lr,
+                "rows": int(denominators.rows),
+                **looked,
+                **watch.end(step),
+                **forecast.step(report.loads, ends=(step + 1) % config.save_every == 0),
+                **left_out(place, report, (first_row, first_row + rows)),
+            }
+            tokens = denominators.rows * micro_batches[0].tokens.shape[1]
+            metrics |= speed_metrics(tokens, time.perf_counter() - started, flops_per_token[weight > 0], place.world)
+            if config.validate_every and validation and state.step % config.validate_every == 0:
+                metrics["validation_loss"] = validation_loss(model, validation, place, mask_documents, pipeline)
+            first_row += rows
+            data = {"rows": [0, first_row], "schedule": [state.step, config.steps], "lr": rates.lr}
+            finish_step(place, state, metrics, config.save_every, config.keep_checkpoints, config.steps, data)
+            tidy(state.step)
     return state
 
 

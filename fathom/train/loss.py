@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fathom.kernels.cross_entropy import token_logprobs
+from fathom.kernels.linear_loss import linear_loss
 from fathom.model import RoutingTrace, Transformer
 from fathom.parallel.context import places_of, whole_rows
 from fathom.parallel.mesh import ALONE, Axis
@@ -64,6 +65,7 @@ class Inputs:
     valid: Tensor | None  # 1.0 where there is a token, 0.0 where a row is filled up; None has tokens everywhere
     further: tuple["Inputs", ...] = ()  # of every MTP depth: tokens, targets, weights and valid of d places on
     context: Axis = ALONE  # the processes over which the rows are spread
+    counted: Tensor | None = None  # (C,) places with a weight in the flattened rows; None leaves them to be sought
 
     @staticmethod
     def of(
@@ -72,26 +74,35 @@ class Inputs:
         """The micro-batch with what `depths` MTP modules need."""
         if context.size > 1:
             return _spread_inputs(batch, depths, device, mask_documents, context)
-        segments = torch.from_numpy(batch.segments).to(device)
-        tokens, targets, weights = (
-            torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.weights)
-        )
-        positions = torch.from_numpy(batch.positions).to(device) if mask_documents else None
+        segments = sent(batch.segments, device)
+        tokens, targets, weights = (sent(array, device) for array in (batch.tokens, batch.targets, batch.weights))
+        positions = sent(batch.positions, device) if mask_documents else None
         mask = document_mask(segments) if mask_documents else None
         valid = (segments >= 0).float() if (batch.segments < 0).any() else None
+        ahead = [further_weights(batch, d) for d in range(1, depths + 1)]
         further = tuple(
             Inputs(
                 tokens=tokens[:, d:],
                 targets=targets[:, d:],
-                weights=torch.from_numpy(further_weights(batch, d)).to(device),
+                weights=sent(further, device),
                 # a joined state belongs to the document of its hidden state, not to that of the token further on
                 positions=None if positions is None else positions[:, :-d],
                 mask=None if mask is None else mask[:, :-d, :-d],
                 valid=None if valid is None else valid[:, d:],
+                counted=sent(np.flatnonzero(further), device),
             )
-            for d in range(1, depths + 1)
+            for d, further in enumerate(ahead, 1)
         )
-        return Inputs(tokens, targets, weights, positions, mask, valid, further)
+        counted = sent(np.flatnonzero(batch.weights), device)
+        return Inputs(tokens, targets, weights, positions, mask, valid, further, counted=counted)
+
+
+def sent(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array on the device; a host does not wait for its GPU to take it."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def _spread_inputs(batch: Batch, depths: int, device: torch.device, mask_documents: bool, context: Axis) -> Inputs:
@@ -151,7 +162,7 @@ def losses_behind(
     trace: RoutingTrace,
 ) -> Losses:
     """The losses of a micro-batch whose states (B, T, D) behind the final norm are known."""
-    loss, best = _weighted_loss(model, hidden, inputs.targets, inputs.weights, denominators.tokens)
+    loss, best = _weighted_loss(model, hidden, inputs, denominators.tokens)
     parts = {"loss_main": loss.detach()}
     total = loss
     depths = len(inputs.further)
@@ -165,7 +176,7 @@ def losses_behind(
             mask=further.mask,
             trace=trace.counting(further.valid),
         )
-        loss, draft = _weighted_loss(model, hidden, further.targets, further.weights, denominators.further[depth - 1])
+        loss, draft = _weighted_loss(model, hidden, further, denominators.further[depth - 1])
         total = total + mtp_weight / depths * loss
         parts["loss_mtp"] = parts.get("loss_mtp", 0) + loss.detach() / depths
         if depth == 1:
@@ -194,15 +205,20 @@ def _one_on(best: Tensor, context: Axis) -> Tensor:
     return shifted[:, places_of(shifted.shape[1], context).to(best.device)]
 
 
-def _weighted_loss(
-    model: Transformer, hidden: Tensor, targets: Tensor, weights: Tensor, denominator: float
-) -> tuple[Tensor, Tensor]:
+def _weighted_loss(model: Transformer, hidden: Tensor, inputs: Inputs, denominator: float) -> tuple[Tensor, Tensor]:
     """The weighted sum of -log p over `denominator`, and the likeliest tokens (B, T), -1 where there is no loss.
 
     Only places with a weight reach the head, which is most of a small model's compute.
     """
-    at = weights.flatten().nonzero().squeeze(1)
-    best = torch.full((weights.numel(),), -1, device=weights.device)
-    out = token_logprobs(hidden.flatten(0, 1).index_select(0, at), model.head_weight, targets.flatten()[at])
-    best[at] = out.best
-    return -(weights.flatten()[at] * out.logprob).sum() / denominator, best.view_as(weights)
+    states, targets, weights = hidden.flatten(0, 1), inputs.targets.flatten(), inputs.weights.flatten()
+    at = weights.nonzero().squeeze(1) if inputs.counted is None else inputs.counted
+    some = len(at) < len(weights)
+    if some:
+        states, targets, weights = states.index_select(0, at), targets[at], weights[at]
+    if states.is_cuda and states.dtype == torch.bfloat16:
+        loss, best = linear_loss(states, model.head_weight, targets, weights / denominator)
+    else:
+        out = token_logprobs(states, model.head_weight, targets)
+        loss, best = -(weights * out.logprob).sum() / denominator, out.best
+    best = best.new_full((inputs.weights.numel(),), -1).index_copy_(0, at, best) if some else best
+    return loss, best.view_as(inputs.weights)

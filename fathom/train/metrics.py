@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fathom.kernels.gemm import product
 from fathom.model.moe import max_violation
 
 # Dense BF16 peaks of data sheets, FLOP/s; other devices are measured.
@@ -14,7 +15,10 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "B
 
 @cache
 def peak_flops(device: torch.device) -> float:
-    """FLOP/s that one process could reach here: the data sheet's for a known GPU, else a measured float32 product's."""
+    """FLOP/s that one process could reach here: the data sheet's for a known GPU, else a measured float32 product's.
+
+    Measured is the product that the model itself calls: libraries differ by more than two on some processors.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, flops in PEAK_FLOPS.items():
@@ -25,7 +29,7 @@ def peak_flops(device: torch.device) -> float:
     times: list[float] = []
     for _ in range(9):
         start = time.perf_counter()
-        float((a @ a)[0, 0])  # reading one number waits for the product
+        float(product(a, a)[0, 0])  # reading one number waits for the product
         times.append(time.perf_counter() - start)
     return 2 * size**3 / sorted(times)[len(times) // 2]
 

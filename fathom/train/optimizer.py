@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fathom.config import OptimizerConfig
-from fathom.kernels.optimizer import adamw_
+from fathom.kernels.optimizer import adamw_many_
 from fathom.model.lora import trained_parameters
 from fathom.model.parallelize import local, part
 
@@ -23,27 +23,34 @@ class LowMomentAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["step"] = torch.zeros(())
-                    state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            states = [self._state_of(parameter) for parameter in parameters]
+            for state in states:
                 state["step"] += 1
-                adamw_(
-                    parameter,
-                    parameter.grad,
-                    state["exp_avg"],
-                    state["exp_avg_sq"],
-                    step=int(state["step"]),
+            by_step: dict[int, list[int]] = {}  # a weight that had no gradient at first is behind the others
+            for index, state in enumerate(states):
+                by_step.setdefault(int(state["step"]), []).append(index)
+            for step, own in by_step.items():
+                adamw_many_(
+                    [parameters[i] for i in own],
+                    [parameters[i].grad for i in own],
+                    [states[i]["exp_avg"] for i in own],
+                    [states[i]["exp_avg_sq"] for i in own],
+                    step=step,
                     lr=group["lr"],
                     beta1=group["betas"][0],
                     beta2=group["betas"][1],
                     eps=group["eps"],
                     weight_decay=group["weight_decay"],
                 )
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+        return state
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:

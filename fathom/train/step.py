@@ -1,5 +1,6 @@
 """One optimizer step: the same for pretraining, fine-tuning and reinforcement learning."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,14 @@ from fathom.config import OptimizerConfig
 from fathom.model import Transformer, update_selection_bias
 from fathom.model.lora import adapters, merge, trained_parameters
 from fathom.model.parallelize import before_micro_batch, copies_of, count_replica_sums, is_spread, let_go, local
-from fathom.model.precision import forget_codes
+from fathom.model.precision import forget_codes, where_not_finite
 from fathom.parallel.world import World
 from fathom.train.guard import Guard
 from fathom.train.loss import Losses
 from fathom.train.microscope import Fallback
 from fathom.train.optimizer import build_optimizer, hand_over_gradients
+
+log = logging.getLogger(__name__)
 
 M = TypeVar("M")
 
@@ -172,15 +175,21 @@ def update(
     if spread:
         hand_over_gradients(model, state.optimizer)
     parameters = trained_parameters(model)
+    give_missing_gradients(parameters, state.optimizer)
     gradients = _locals(p.grad for p in parameters if p.grad is not None)
     if spread and norm is None:
         norm = spread_norm(parameters, world)
-    grad_norm = clip_gradients(gradients, rates.clip_norm, norm)
-    objection = guard.objection(state.step + 1, float(parts["loss"]), grad_norm, world) if guard else ""
+    known = torch.nn.utils.get_total_norm(gradients) if norm is None else torch.tensor(norm)
+    stacked = _stack(loads)
+    values, grad_norm, counts = read(parts, known, stacked)  # the one time that a step's host waits for its GPU
+    clip_gradients(gradients, rates.clip_norm, grad_norm)
+    if not math.isfinite(grad_norm) and (places := where_not_finite(model)):
+        log.warning("numbers that are infinite or NaN, which have no FP8 code, were in %s", places)
+    objection = guard.objection(state.step + 1, values["loss"], grad_norm, world) if guard else ""
     if objection:
         let_go(model)
-        state.optimizer.zero_grad(set_to_none=False)
-        return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, _stack(loads), objection)
+        forget_gradients(state.optimizer, world)
+        return StepReport(values, grad_norm, counts, objection)
     if not math.isfinite(grad_norm):
         raise RuntimeError(
             f"the gradient is not finite at step {state.step + 1}: training has diverged; the weights are those of the "
@@ -196,14 +205,38 @@ def update(
         torch.autograd.graph.increment_version(
             list(model.parameters())
         )  # fused AdamW does not, and FP8 codes are kept by version
-    state.optimizer.zero_grad(set_to_none=False)  # one buffer a gradient for the whole run
-    stacked = _stack(loads)
+    forget_gradients(state.optimizer, world)
     if rates.bias_speed and loads:
         update_selection_bias(model, stacked, rates.bias_speed)
     if "ema" in state.copies:
         averages, weights = map(_locals, (state.copies["ema"], model.state_dict().values()))
         torch._foreach_lerp_(averages, weights, 1 - rates.ema_decay)  # pyright: ignore
-    return StepReport({name: float(value) for name, value in parts.items()}, grad_norm, stacked)
+    return StepReport(values, grad_norm, counts)
+
+
+def read(parts: dict[str, Tensor], norm: Tensor, loads: Tensor) -> tuple[dict[str, float], float, Tensor]:
+    """A step's numbers on the host, all in one message: the losses' parts, the gradient's norm, the loads."""
+    together = [value.detach().double().view(1) for value in (*parts.values(), norm)]
+    device = together[0].device
+    numbers = torch.cat([value.to(device) for value in (*together, loads.detach().double().flatten())]).cpu()
+    *values, grad_norm = numbers[: len(together)].tolist()
+    counts = numbers[len(together) :].view(loads.shape).to(loads.dtype)
+    return dict(zip(parts, values, strict=True)), grad_norm, counts
+
+
+def forget_gradients(optimizer: torch.optim.Optimizer, world: World) -> None:
+    """Set gradients to zero: on a CPU in one buffer for the whole run, on a GPU by taking the next ones as they come.
+
+    Adding to zeros costs a GPU more than memory that its allocator has at hand. Shards keep the buffers they share.
+    """
+    optimizer.zero_grad(set_to_none=world.device.type == "cuda" and world.size == 1)
+
+
+def give_missing_gradients(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Zeros for a weight that a step leaves out but one before did not: its momentum and decay go on everywhere."""
+    for parameter in parameters:
+        if parameter.grad is None and optimizer.state.get(parameter):
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _stack(loads: list[Tensor]) -> Tensor:

@@ -106,7 +106,8 @@ def test_closed_loop_times_what_the_server_takes(serve: Callable[[Slow], str]) -
     )
     assert 0 < found["client"]["cpu_share"] <= 1
     assert found["limit"] == {"unknown": "which model it is; give --config"}
-    assert [body["seed"] for body in slow.bodies[2:]] == sorted(body["seed"] for body in slow.bodies[2:])
+    # three clients ask at a time, and who of them is first is chance
+    assert sorted(body["seed"] for body in slow.bodies[2:]) == list(range(9))
     assert all(body["ignore_eos"] and body["stream"] for body in slow.bodies[2:])
 
 

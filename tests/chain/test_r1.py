@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from fathom.chain import laptop, r1
+from fathom.checkpoint.find import newest_stage
 from fathom.checkpoint.hub import read_config
 from fathom.config import Config
 from fathom.config.r1 import PreferenceConfig, R1Config, RejectConfig
-from fathom.infer.speaker import newest_stage
 from fathom.runs import Run
 from fathom.tasks import build, distinct_problems
 from fathom.tasks.task import is_held_out

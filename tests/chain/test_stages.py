@@ -1,5 +1,6 @@
 """The stages of a small chain: what each needs, what it books, what makes it run again."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from fathom.chain import stages
-from fathom.checkpoint.state import list_checkpoints, load_weights, weights_hash
-from fathom.config import Config, ParallelConfig, ScheduleConfig, TrainConfig
+from fathom.checkpoint.files import list_checkpoints
+from fathom.checkpoint.state import load_weights, weights_hash
+from fathom.config import Config, OptimizerConfig, ParallelConfig, ScheduleConfig, TrainConfig
 from fathom.eval.suite import Answer, random_play
 from fathom.model import Transformer
-from fathom.parallel.world import World
+from fathom.parallel.world import World, launch
 from fathom.runs import Run
 from fathom.tasks import Countdown, Problem, build, distinct_problems
 from fathom.tasks.task import is_held_out
@@ -146,6 +148,16 @@ def test_what_cannot_be_spread_is_refused_before_a_stage_begins(name: str, run: 
         stages.grpo(pair, adapted, run)
 
 
+def test_adapters_in_a_checkpoint_of_parts_are_refused_before_a_stage_begins(run: Run, micro: Config) -> None:
+    alone = World(0, 1, torch.device("cpu"))
+    config = replace(micro, parallel=ParallelConfig(checkpoint="sharded"), lora=replace(micro.lora, rank=2))
+    for stage in (stages.sft, stages.grpo):
+        with pytest.raises(ValueError, match=r"lora\.rank=2 keeps adapters in whole .* parallel\.checkpoint=sharded"):
+            stage(alone, config, run)
+    stages.require_whole(replace(config, parallel=ParallelConfig()))
+    stages.require_whole(replace(config, lora=replace(config.lora, rank=0)))
+
+
 @pytest.mark.parametrize(
     ("asked", "device", "dtype"),
     [
@@ -243,3 +255,31 @@ def test_operations_of_mtp_count_for_the_steps_that_trained_it(run: Run, micro: 
     )
     assert with_mtp > plain
     assert (record["tokens"], record["flops"]) == (200, 100 * plain + 100 * with_mtp)
+
+
+# ---- over several processes ------------------------------------------------------------------------------------------
+
+
+def cold_start(world: World, config: Config, path: Path) -> None:
+    stages.sft(world, config, Run(path))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("layout", [ParallelConfig(), ParallelConfig(shard=2, zero=3), ParallelConfig(expert=2)])
+def test_a_cold_start_in_parts_is_that_of_one_process(
+    run: Run, micro: Config, layout: ParallelConfig, tmp_path: Path
+) -> None:
+    """Dialogues of unlike lengths are dealt out, and the weight of each token stays that of the whole step."""
+    optimizer = OptimizerConfig(lr=1e-2, eps=1e-4)  # a larger eps does not blow up the rounding of small gradients
+    config = replace(micro, sft=replace(micro.sft, steps=4, save_every=4, optimizer=optimizer))
+    apart = Run(shutil.copytree(run.path, tmp_path / "apart"))
+    cold_start(WORLD, config, run.path)
+    launch(2, "cpu", cold_start, replace(config, parallel=layout, workers=2), apart.path, layout=layout)
+    assert stages.last_line(apart, "sft")["processes"] == 2
+    for mine, wanted in zip(apart.read_metrics("sft"), run.read_metrics("sft"), strict=True):
+        assert mine["tokens"] == wanted["tokens"]
+        for name in ("loss", "loss_main", "loss_mtp", "grad_norm"):
+            assert mine[name] == pytest.approx(wanted[name], rel=1e-5), name
+    found, expected = (stages.model_of_stage(config, one, WORLD, "sft").state_dict() for one in (apart, run))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)

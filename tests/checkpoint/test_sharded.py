@@ -18,10 +18,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from fathom.checkpoint.files import MANIFEST, list_checkpoints
 from fathom.checkpoint.hub import export_checkpoint, load_published, read_config, save_published
-from fathom.checkpoint.manifest import MANIFEST, Manifest
+from fathom.checkpoint.manifest import Manifest
 from fathom.checkpoint.sharded import Opened, Saver, is_sharded
-from fathom.checkpoint.state import list_checkpoints, load_weights, weights_hash
+from fathom.checkpoint.state import load_weights, weights_hash
 from fathom.config import AttentionConfig, ModelConfig, MoEConfig
 from fathom.config.published import to_published
 from fathom.model import Transformer

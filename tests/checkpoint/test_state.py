@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fathom.checkpoint.files import list_checkpoints
 from fathom.checkpoint.state import (
     checkpoint_path,
-    list_checkpoints,
     load_state,
     load_weights,
     save_checkpoint,

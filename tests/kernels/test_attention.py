@@ -193,6 +193,15 @@ def test_packed_pages_on_a_gpu_are_the_vectors_they_stand_for(shape: tuple[int, 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1, 16, 512, 64, 64), (3, 5, 40, 12, 16)])
+def test_float32_reads_packed_pages_as_they_are(shape: tuple[int, ...]) -> None:
+    case = Case(LENGTHS, *shape, packed=True)
+    rank, rope = shape[2:4]
+    case.rows = [dequantize_latents(quantize_latents(row, rank), rank, rope) for row in case.rows]
+    assert distance(case.run(paged_latent_attention, "cuda"), case.loop()) < 1e-5
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(("time", "heads"), [(1, 16), (4, 32)])
 def test_a_graph_follows_lengths_and_tables(time: int, heads: int) -> None:
     """Captured once, replayed on other tokens: nothing of them was read on the host."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.kernels.optimizer import adamw_
+from fathom.kernels.optimizer import adamw_, newton_schulz
 
 RATES = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
@@ -59,3 +59,14 @@ def test_the_update_uses_the_moments_before_they_are_rounded() -> None:
     adamw_(parameter, gradient, first, second, step=1, lr=1.0, beta1=0.0, beta2=0.0, eps=1.0, weight_decay=0.0)
     assert parameter.item() == pytest.approx(-1.001 / 2.001, rel=1e-6)
     assert first.item() == 1.0
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 9), (9, 4), (5, 5)])
+def test_newton_schulz_keeps_singular_vectors_and_brings_values_near_one(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    values = u.mT @ newton_schulz(matrices) @ v.mT
+    along = values.diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(values, torch.diag_embed(along), rtol=0, atol=1e-4)
+    assert along.min() > 0.3 and along.max() < 1.3
+    assert not newton_schulz(torch.zeros(2, 3)).any()

@@ -45,7 +45,7 @@ def test_output_is_the_shared_expert_and_the_weighted_chosen_ones() -> None:
 
 @torch.no_grad()
 def test_gate_weights_sum_to_the_scaling_factor() -> None:
-    _, _, weights = layer(routed_scaling_factor=2.5).router(states().flatten(0, 1))
+    _, _, weights, _ = layer(routed_scaling_factor=2.5).router(states().flatten(0, 1))
     torch.testing.assert_close(weights.sum(-1), torch.full((10,), 2.5))
 
 
@@ -53,9 +53,9 @@ def test_gate_weights_sum_to_the_scaling_factor() -> None:
 def test_the_bias_changes_who_is_chosen_and_nothing_else() -> None:
     router, x = layer().router, states().flatten(0, 1)
     router.selection_bias.zero_()
-    scores, before, _ = router(x)
+    scores, before, *_ = router(x)
     router.selection_bias[5] = 10.0
-    again, after, weights = router(x)
+    again, after, weights, _ = router(x)
     assert torch.equal(scores, again)
     assert (after == 5).any(-1).all()
     assert not (before == 5).any(-1).all()
@@ -69,7 +69,7 @@ def test_the_bias_changes_who_is_chosen_and_nothing_else() -> None:
 def test_softmax_scoring_has_no_bias() -> None:
     moe = layer(scoring_func="softmax", topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=16.0)
     x = states().flatten(0, 1)
-    scores, experts, weights = moe.router(x)
+    scores, experts, weights, _ = moe.router(x)
     torch.testing.assert_close(scores, (x @ moe.router.weight.T).softmax(-1))
     assert torch.equal(experts, scores.topk(3).indices)
     torch.testing.assert_close(weights, 16 * scores.gather(1, experts))

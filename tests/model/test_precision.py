@@ -7,7 +7,7 @@ import torch
 
 from fathom.config import ModelConfig
 from fathom.model import RoutingTrace, Transformer
-from fathom.model.precision import fp8_layers, has_fp8_units, use_fp8, without_fp8
+from fathom.model.precision import fp8_layers, has_fp8_units, use_fp8, where_not_finite, without_fp8
 from fathom.presets import preset
 
 CONFIG: ModelConfig = preset("laptop").model
@@ -71,3 +71,14 @@ def test_a_gpu_without_units_says_so_once(monkeypatch: pytest.MonkeyPatch, caplo
         "NVIDIA A100 cannot multiply FP8 as Hopper does: training runs without it, in bfloat16"
     ]
     assert not list(fp8_layers(model))
+
+
+def test_the_first_tensor_that_was_not_finite_each_way_is_named() -> None:
+    model = build()
+    use_fp8(model)
+    layers = list(fp8_layers(model))
+    assert where_not_finite(model) == ""
+    bad, good = torch.tensor([[1.0, float("nan")]]), torch.ones(1, 2)
+    for number, layer in enumerate(layers):  # as unwatched layers on a GPU leave them
+        layer._scales.update({"input": bad if number >= 2 else good, "output's gradient": bad if number <= 4 else good})
+    assert where_not_finite(model) == f"the input of {layers[2].name} and the output's gradient of {layers[4].name}"

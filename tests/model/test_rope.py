@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fathom.config import RopeConfig
 from fathom.model.rope import rope_frequencies, rope_magnitude, rotate, rotation, softmax_scale
@@ -23,6 +25,38 @@ def test_yarn_of_v3_keeps_ten_frequencies_and_slows_those_from_twenty_three() ->
     torch.testing.assert_close(ratio[23:], torch.full((9,), 1 / 40))
     ramp = torch.arange(1, 13) / 13
     torch.testing.assert_close(ratio[11:23], ramp / 40 + 1 - ramp)
+
+
+@pytest.mark.parametrize("rope_dim", [16, 64, 128])
+@pytest.mark.parametrize(
+    "config",
+    [
+        V3,
+        RopeConfig(scaling="yarn", factor=40.0, mscale=1.0, mscale_all_dim=0.707),
+        RopeConfig(scaling="yarn", factor=4.0, original_max_position_embeddings=128),
+        RopeConfig(scaling="yarn", factor=32.0, theta=50_000.0, beta_fast=1.0, beta_slow=1.0, mscale_all_dim=1.0),
+    ],
+    ids=["v3", "unequal mscales", "short", "equal betas"],
+)
+def test_yarn_is_that_of_transformers(config: RopeConfig, rope_dim: int) -> None:
+    magnitudes = {"mscale": config.mscale, "mscale_all_dim": config.mscale_all_dim} if config.mscale_all_dim else {}
+    theirs = LlamaConfig(
+        head_dim=rope_dim,
+        max_position_embeddings=int(config.original_max_position_embeddings * config.factor),
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": config.theta,
+            "factor": config.factor,
+            "original_max_position_embeddings": config.original_max_position_embeddings,
+            "beta_fast": config.beta_fast,
+            "beta_slow": config.beta_slow,
+            **magnitudes,
+        },
+    )
+    frequencies, magnitude = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
+    torch.testing.assert_close(rope_frequencies(config, rope_dim), frequencies, rtol=1e-6, atol=0)
+    assert rope_magnitude(config) == pytest.approx(magnitude, rel=1e-12)
+    assert not torch.equal(frequencies, rope_frequencies(RopeConfig(theta=config.theta), rope_dim))
 
 
 @pytest.mark.parametrize(

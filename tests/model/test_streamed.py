@@ -98,7 +98,8 @@ def test_streamed_is_the_model(config: ModelConfig, rows: int, folded: int, monk
     model = build(config)
     with torch.inference_mode():
         expected = states(model, model, rows, (1, 2, 1, 3))
-        for ours, theirs in zip(states(model, Streamed(model), rows, (1, 2, 1, 3)), expected, strict=True):
+        found = states(model, Streamed(model, native=False), rows, (1, 2, 1, 3))
+        for ours, theirs in zip(found, expected, strict=True):
             assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
 
 

@@ -24,7 +24,7 @@ from fathom.config import (
 )
 from fathom.config.objectives import named_objective
 from fathom.model import Transformer
-from fathom.parallel.world import World, choose_device, launch
+from fathom.parallel.world import World, choose_device, launch, processes_here
 from fathom.rl.batch import collate, in_micro_batches
 from fathom.rl.critic import CriticState
 from fathom.rl.loop import update, update_critic, update_once, whitened
@@ -239,6 +239,16 @@ def test_alone_everything_is_what_it_was() -> None:
     assert ALONE.sum_numbers(1.5, 2) == (1.5, 2)
     assert ALONE.gather("x") == ["x"]
     assert launch(1, "cpu", lambda world, more: (world.rank, world.size, more), "y") == (0, 1, "y")
+
+
+def test_several_gpus_are_taken_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert (processes_here(cuda, 2, 1), processes_here(cuda, 2, 4), processes_here(cpu, 2, 1)) == (1, 4, 2)
+    with pytest.raises(ValueError, match=r"gpu_workers=5, but torch sees 4 here; ask for at most 4"):
+        processes_here(cuda, 2, 5)
+    with pytest.raises(ValueError, match=r"gpu_workers=2 .* computes on the CPU; leave gpu_workers at 1"):
+        processes_here(cpu, 2, 2)
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
-"""The real training step of a GPU, played without one: no tensor has memory, and every allocation is counted."""
+"""The real training step of a GPU, played without one: no tensor has memory, and every allocation is counted.
+
+Our kernels' twins run as they are, with their allocations and with all that they save for the backward pass; only
+their launches do nothing. A compiled function allocates what it returns.
+"""
 
 import weakref
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
 from fathom.config import ModelConfig, OptimizerConfig
-from fathom.kernels import gemm
+from fathom.kernels import choices, fuse, gemm
 from fathom.model import Transformer
 from fathom.parallel.world import World
 from fathom.text.packing import Batch
+from fathom.train import step
 from fathom.train.loss import Denominators, language_losses
 from fathom.train.step import Rates, TrainState, train_step
 
@@ -42,7 +47,19 @@ Play = Callable[..., Played]
 @pytest.fixture
 def play_step(monkeypatch: pytest.MonkeyPatch) -> Play:
     """`play_step(config, rows, seq_len, moments)`: the second step of a run, as later ones are."""
+    pytest.importorskip("triton")
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
     monkeypatch.setattr(gemm, "MKL_IS_SLOW", False)  # oneDNN's own products are for CPUs
+    monkeypatch.setattr(choices, "torch_wins", frozenset)  # no table: the twins are taken
+    monkeypatch.setattr(fuse, "_compiled", _Compiled)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True), raising=False)  # in backward passes too
+    monkeypatch.setattr(
+        step, "forget_gradients", lambda optimizer, _: optimizer.zero_grad(set_to_none=True)
+    )  # as there
+    for kernel in (InterpretedFunction, JITFunction):
+        monkeypatch.setattr(kernel, "run", lambda *_, **__: None)
     return _play
 
 
@@ -60,7 +77,8 @@ def _play(config: ModelConfig, rows: int, seq_len: int, moments: str = "bfloat16
         def losses_of(micro_batch: Batch) -> Any:
             nonlocal kept
             before = counter.now
-            losses = language_losses(model, micro_batch, denominators, 0.3, world.device)
+            with _autocast_of_gpu():
+                losses = language_losses(model, micro_batch, denominators, 0.3, world.device)
             kept = counter.now - before
             return losses
 
@@ -68,6 +86,15 @@ def _play(config: ModelConfig, rows: int, seq_len: int, moments: str = "bfloat16
             counter.peak = 0
             train_step(state, [batch], losses_of, Rates(1e-3, 1.0, 1e-3), world, torch.bfloat16)
         return Played(counter.peak, kept, counter.now)
+
+
+@contextmanager
+def _autocast_of_gpu() -> Generator[None]:
+    """What code asks for that reads a GPU's autocast; the one in force is the CPU's, whose tensors these are."""
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)
+    yield
+    torch.set_autocast_enabled("cuda", False)
 
 
 def _batch(rows: int, seq_len: int) -> Batch:
@@ -80,15 +107,20 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.inside = 0  # compiled functions under way
         self.alive: dict[int, int] = {}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = self._run(func, args, kwargs or {})
+        if not self.inside:
+            self.note(out)
+        return out
+
+    def note(self, out: Any) -> None:
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage())
-        return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         aten = torch.ops.aten
@@ -98,6 +130,8 @@ class _Counter(TorchDispatchMode):
             return args[0].new_empty((args[0].numel(), 1), dtype=torch.int64)
         if func is aten.bincount.default:
             return args[0].new_empty(kwargs["minlength"] if "minlength" in kwargs else args[2], dtype=torch.int64)
+        if func is aten.mm.dtype:  # of a GPU alone
+            return args[0].new_empty(args[0].shape[0], args[1].shape[1], dtype=args[2])
         return func(*args, **kwargs)
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -117,25 +151,43 @@ class _AsOnGPU(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func == torch.Tensor.is_cuda.__get__:
-            return True
-        if func is F.rms_norm:
-            return _RMSNorm.apply(args[0], args[2] if len(args) > 2 else kwargs["weight"])
+        if func is torch.Tensor.data_ptr:
+            return 0
         if func is F.scaled_dot_product_attention:
             return _Attention.apply(*args[:3])
         return func(*args, **kwargs)
 
 
-class _RMSNorm(torch.autograd.Function):
+class _Compiled:
+    """A function as a compiler makes it: it keeps what it was given, and the rest it computes again."""
+
+    def __init__(self, definition: Callable[..., Any]) -> None:
+        self.definition = definition
+
+    def __call__(self, *args: Any) -> Any:
+        with_gradient = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+        return _Recomputed.apply(self.definition, *args) if with_gradient else _fused(self.definition, *args)
+
+
+def _fused(function: Callable[..., Any], *args: Any) -> Any:
+    """Its result, with nothing counted but that."""
+    counter = next(mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, _Counter))
+    counter.inside += 1
+    out = function(*args)
+    counter.inside -= 1
+    counter.note(out)
+    return out
+
+
+class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    def forward(ctx: Any, definition: Callable[..., Any], *args: Any) -> Any:
+        ctx.save_for_backward(*(x for x in args if isinstance(x, Tensor)))
+        return _fused(definition, *args)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight, _ = ctx.saved_tensors
-        return torch.empty_like(x), torch.empty_like(weight)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(torch.empty_like(x) for x in ctx.saved_tensors), None
 
 
 class _Attention(torch.autograd.Function):

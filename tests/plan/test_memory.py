@@ -25,11 +25,13 @@ AS_V3 = Layout(  # V3 3.1-3.2
     [
         ("small", {"num_hidden_layers": 4}, 8, 4096, "bfloat16", "forward"),
         ("small", {"num_hidden_layers": 3, "num_nextn_predict_layers": 1}, 4, 4096, "float32", "forward"),
-        ("llama-3.2-1b", {"num_hidden_layers": 4}, 2, 4096, "float32", "loss"),
-        ("qwen3-0.6b", {"num_hidden_layers": 3}, 4, 1024, "bfloat16", "loss"),
-        ("moonlight", {"num_hidden_layers": 3}, 4, 4096, "bfloat16", "forward"),
+        ("llama-3.2-1b", {"num_hidden_layers": 4}, 2, 4096, "float32", "forward"),
+        ("llama-3.2-1b", {"num_hidden_layers": 8, "vocab_size": 1024}, 1, 64, "float32", "backward"),
+        ("qwen3-0.6b", {"num_hidden_layers": 3}, 4, 1024, "bfloat16", "forward"),
+        ("moonlight", {"num_hidden_layers": 3}, 4, 4096, "bfloat16", "backward"),
+        ("moonlight", {"num_hidden_layers": 5}, 1, 1024, "bfloat16", "backward"),
         ("v3", {"num_hidden_layers": 4}, 1, 4096, "float32", "backward"),
-        ("v3", {"num_hidden_layers": 4, "num_nextn_predict_layers": 0}, 1, 1024, "bfloat16", "optimizer"),
+        ("v3", {"num_hidden_layers": 4, "num_nextn_predict_layers": 0}, 1, 1024, "bfloat16", "backward"),
     ],
 )
 def test_the_peak_is_that_of_the_real_step(
@@ -45,9 +47,9 @@ def test_the_peak_is_that_of_the_real_step(
     layout = Layout(micro_batch_rows=rows, optimizer="adamw" if moments == "float32" else "adamw_bf16")
     predicted, played = memory(config, layout, seq_len), play_step(config, rows, seq_len, moments)
     assert predicted.moment == moment
-    assert predicted.total - WORKSPACE == pytest.approx(played.peak, rel=0.01)
+    assert predicted.total - WORKSPACE == pytest.approx(played.peak, rel=0.005)
     masters = 4 * (main_parameters(config) + mtp_parameters(config))
-    assert masters + predicted.gradients + predicted.optimizer == pytest.approx(played.state, rel=0.001)
+    assert masters + predicted.optimizer == pytest.approx(played.state, rel=0.001)
 
 
 def test_twelve_bytes_a_parameter_shared_by_all() -> None:
@@ -82,7 +84,7 @@ def test_sharing_and_spreading_shrink_their_part_alone() -> None:
 
 
 def test_a_fix_is_one_change_that_fits() -> None:
-    small, room = preset("small").model, 32 * GIB
+    small, room = preset("small").model, 24 * GIB
     assert fix(small, Layout(micro_batch_rows=4), 4096, room) is None
     found = fix(small, Layout(micro_batch_rows=8), 4096, room)
     assert found is not None

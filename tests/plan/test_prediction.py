@@ -26,7 +26,8 @@ def test_a_prediction_is_plain_values() -> None:
     assert predicted["devices"] == "2xH200"
     assert predicted["hours"] == pytest.approx(1e9 / predicted["tokens_per_s"] / 3600)
     assert predicted["dollars"] == pytest.approx(predicted["hours"] * 2 * 3.0)
-    assert predicted["peak_memory_gib"] > 40
+    of_one = memory(preset("small").model, Layout(data=2, micro_batch_rows=8), 4096)
+    assert predicted["peak_memory_gib"] == pytest.approx(of_one.total / 2**30)
 
 
 def test_a_finished_run_is_compared(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_recomputation_is_kept_only_where_it_makes_room() -> None:
     longer = search(preset("small").model, parse_devices("1xH200"), rows=64, seq_len=4096)
     assert {f.layout.recompute for f in longer} > {"none"}
     sizes = {f.layout.recompute: f.layout.micro_batch_rows for f in longer}
-    assert sizes["none"] < sizes["full"]
+    assert sizes["none"] < sizes["selective"]
 
 
 def test_the_base_decides_precision_and_optimizer() -> None:

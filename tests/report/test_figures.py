@@ -102,3 +102,10 @@ def test_a_breakdown_is_the_median_step_of_every_process() -> None:
         ["rank 0", "200.0", "20.0", "0.0", "5.0", "225.0"],
         ["rank 1", "200.0", "40.0", "0.0", "5.0", "245.0"],
     ]
+
+
+def test_held_out_accuracy_stands_beside_that_of_training_where_it_was_measured() -> None:
+    lines = steps(3, accuracy=0.5)
+    lines[1] |= {"held_out_accuracy": 0.25, "held_out_low": 0.1, "held_out_high": 0.5}
+    (figure,) = (figure for figure in reward_figures(lines) if figure.name == "held-out")
+    assert figure.rows == [["2", "25.0 %", "10.0 %", "50.0 %", "50.0 %"]]

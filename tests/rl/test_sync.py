@@ -156,3 +156,31 @@ def test_what_grpo_does_not_spread_is_refused() -> None:
         require_whole_layers(World(0, 2, CPU, layout=ParallelConfig(pipeline=2)))
     with pytest.raises(ValueError, match=r"parallel\.context=2 spreads rows"):
         require_whole_layers(World(0, 2, CPU, layout=ParallelConfig(context=2)))
+
+
+def test_weights_in_float32_are_sampled_in_bf16_where_they_are_multiplied_so() -> None:
+    model = build()
+    biases = dict(model.named_buffers())
+    for bias in biases.values():
+        bias.fill_(0.3)  # no number of BF16
+    sampler = Sampler(model, World(0, 1, CPU), torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    sampler.refresh()
+    for name, tensor in sampler.model.state_dict().items():
+        wanted = model.state_dict()[name]
+        if name in biases:
+            assert torch.equal(tensor, wanted)
+        else:
+            assert torch.equal(tensor, wanted.bfloat16())
+    assert Sampler(model, World(0, 1, CPU), torch.float32).model is model
+
+
+def test_a_copy_that_is_not_the_trained_model_stops_the_run() -> None:
+    model = build()
+    sampler = Sampler(model, World(0, 1, CPU), torch.bfloat16)
+    with torch.no_grad():
+        sampler.model.embedding.weight.neg_()
+    with pytest.raises(RuntimeError, match="another policy"):
+        sampler.compare_logits()

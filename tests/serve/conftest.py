@@ -161,18 +161,6 @@ def serve(run: Run) -> Iterator[Callable[..., Served]]:
 # ---- a browser ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium."""
-    playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs Debian's chromium")
-    with playwright.sync_playwright() as machinery:
-        started = machinery.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
     """Opens pages; at the end nothing may have gone wrong in their consoles."""

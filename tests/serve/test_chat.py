@@ -291,7 +291,7 @@ def test_logprobs_align_with_the_tokens(shared: Any) -> None:
 
 
 def test_drafts_change_neither_text_nor_logprobs(serve: Any, shared: Any) -> None:
-    drafting = serve(drafts=True)
+    drafting = serve(drafts=1)
     for law in ({"temperature": 0}, {**ARTIST, "seed": 4}):
         plain, drafted = (
             ask(served, **law, logprobs=True).choices[0].model_dump(exclude={"logprobs"})

@@ -85,8 +85,8 @@ def test_answer_now(shared: Any, speaker: Any, field: dict[str, Any]) -> None:
     assert reply.choices[0].message.content == written.choices[0].text != ""
 
 
-@pytest.mark.parametrize("drafts", [False, True])
-def test_think_more(serve: Any, drafts: bool) -> None:
+@pytest.mark.parametrize("drafts", [0, 1])
+def test_think_more(serve: Any, drafts: int) -> None:
     """The model would close the thinking here, and must not for so many tokens."""
     served = serve(drafts=drafts)
     assert not getattr(go_on(served, {"reasoning_content": THINKING}).choices[0].message, "reasoning_content", None)

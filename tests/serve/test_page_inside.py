@@ -23,7 +23,7 @@ def staged_server(staged: Run, tools: Any) -> Iterator[Any]:
     from fathom.infer.speaker import load_speaker
     from fathom.serve.options import ServeOptions
 
-    options = ServeOptions(device="cpu", rows=4, drafts=True)
+    options = ServeOptions(device="cpu", rows=4, drafts=1)
     served = tools.Served(load_speaker(staged.path, torch.device("cpu")), staged.path, options)
     yield served
     served.close()

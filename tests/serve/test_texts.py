@@ -175,7 +175,7 @@ def test_what_was_read_before_is_counted_as_cached(serve: Any) -> None:
 
 
 def test_drafts_and_preemptions_are_counted(serve: Any) -> None:
-    served = serve(rows=2, drafts=True, pages=6)  # of 16 tokens: too few for two of these
+    served = serve(rows=2, drafts=1, pages=6)  # of 16 tokens: too few for two of these
     complete(served, [[5, 6], [7, 8]], max_tokens=60, extra_body={"ignore_eos": True})
     value = numbers(served)
     checked, kept = served.desk._engine.verdicts

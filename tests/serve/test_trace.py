@@ -65,7 +65,7 @@ def test_the_cache_is_compared_with_that_of_whole_heads(shared: Any) -> None:
 
 
 def test_drafts_are_judged(serve: Any) -> None:
-    served = serve(drafts=True)
+    served = serve(drafts=1)
     tokens = [token for trace in traces_of(events_of(served, trace=True)) for token in trace["tokens"]]
     assert {"accepted", "rejected", None} >= {token["draft"] for token in tokens} > {None}
     text = served.http.get("/metrics").text

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fathom.checkpoint.files import list_checkpoints
 from fathom.checkpoint.manifest import Manifest, code_hash
 from fathom.checkpoint.sharded import is_sharded
-from fathom.checkpoint.state import list_checkpoints
 from fathom.config import (
     AttentionConfig,
     ModelConfig,

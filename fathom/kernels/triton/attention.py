@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fathom.kernels.attention import check_pages
 from fathom.kernels.dispatch import speaks_gluon
+from fathom.kernels.triton.attention_groups import paged_grouped_attention as paged_grouped_attention
 from fathom.kernels.triton.attention_splits import Parts, choose_splits, processors
 
 GLUON = speaks_gluon()
@@ -76,10 +77,11 @@ def _attend(
             seen[:, None] & (rope < WIDTH - RANK)[None, :], 0.0,
         )  # fmt: skip
         if PACKED:
-            k = k.to(tl.float8e4nv, bitcast=True).to(tl.bfloat16)
+            k = k.to(tl.float8e4nv, bitcast=True).to(q.dtype.element_ty)
+            k_rope = k_rope.to(q.dtype.element_ty)
             unit = tl.load(scales + place * (TOKEN // 4), seen, 0.0)
-            score = tl.dot(k, q_latent) * unit[:, None]
-            score += tl.dot(k_rope, q_rope)
+            score = tl.dot(k, q_latent, input_precision=PRECISION) * unit[:, None]
+            score = tl.dot(k_rope, q_rope, score, input_precision=PRECISION)
         else:
             score = tl.dot(k, q_latent, input_precision=PRECISION)
             score = tl.dot(k_rope, q_rope, score, input_precision=PRECISION)
@@ -136,6 +138,14 @@ def paged_latent_attention(
     return attention_of_any(*args)
 
 
+def split_pages(pages: Tensor, rank: int, rope: int) -> tuple[Tensor, Tensor]:
+    """Where the first token's rotated key and its scale begin, in numbers of their own; without codes there is none."""
+    flat = pages.view(-1)
+    if pages.dtype != torch.uint8:
+        return flat[rank:], flat
+    return flat.view(torch.bfloat16)[rank // 2 :], flat.view(torch.float32)[(rank + 2 * rope) // 4 :]
+
+
 def attention_of_any(
     q: Tensor, pages: Tensor, table: Tensor, length: Tensor, rank: int, scale_log2: float, splits: int | None = None
 ) -> Tensor:
@@ -153,11 +163,7 @@ def attention_of_any(
             batch * query_blocks, blocks, resident * processors(q.device), START, batch * time * heads
         )
     parts = Parts(q, rank, splits)
-    flat = pages.view(-1)
-    if packed:
-        rope, unit = flat.view(torch.bfloat16)[rank // 2 :], flat.view(torch.float32)[width // 2 - rank // 4 :]
-    else:
-        rope, unit = flat[rank:], flat
+    rope, unit = split_pages(pages, rank, width - rank)
     _attend[(splits * query_blocks, batch)](
         q.contiguous(),
         pages,

@@ -6,9 +6,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from fathom.kernels import latents, quant
+from fathom.kernels.triton.attention import split_pages
 from fathom.kernels.triton.experts import add_experts_ as add_experts_
 from fathom.kernels.triton.linear import launch, overlaps, precision, row_block
 
+AMAX_FLOOR = tl.constexpr(latents.AMAX_FLOOR)
+E4M3_MAX = tl.constexpr(quant.E4M3_MAX)
 ABSORB = {"BLOCK_RANK": 32, "num_warps": 4}  # the tile that was fastest on an H200
 
 
@@ -43,11 +47,11 @@ def expand_value(context: Tensor, w_kv: Tensor, nope: int) -> Tensor:
 
 @triton.jit
 def _absorb(
-    q, kv, kv_gain, w_kv, turns, place, table, pages, out,
+    q, kv, kv_gain, w_kv, turns, place, table, pages, ropes, units, out,
     rows, q_row, kv_row, w_head, table_row, tokens, eps,
     HEADS: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, RANK: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK_NOPE: tl.constexpr, BLOCK_RANK: tl.constexpr, ALL_RANK: tl.constexpr, BLOCK_F: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    TOKEN: tl.constexpr, PACKED: tl.constexpr, BLOCK_NOPE: tl.constexpr, BLOCK_RANK: tl.constexpr,
+    ALL_RANK: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of one head's latent query, the rotated part beside the first tile; the last program writes latents."""
     tiles: tl.constexpr = (RANK + BLOCK_RANK - 1) // BLOCK_RANK
@@ -94,15 +98,22 @@ def _absorb(
         latent *= tl.rsqrt(tl.sum(latent * latent, 1) / RANK + eps)[:, None]
         latent *= tl.load(kv_gain + c, mask=c < RANK, other=0.0).to(tl.float32)[None, :]
         page = tl.load(table + n // tokens * table_row + at // PAGE, mask=busy, other=0).to(tl.int64)
-        entry = pages + ((page * PAGE + at % PAGE) * WIDTH)[:, None]
-        tl.store(entry + c[None, :], latent.to(pages.dtype.element_ty), mask=busy[:, None] & (c[None, :] < RANK))
+        entry = page * PAGE + at % PAGE
+        codes = latent
+        if PACKED:
+            unit = tl.div_rn(tl.maximum(tl.max(tl.abs(latent), 1), AMAX_FLOOR), E4M3_MAX)
+            tl.store(units + entry * (TOKEN // 4), unit, mask=busy)
+            codes = tl.div_rn(latent, tl.broadcast_to(unit[:, None], latent.shape)).to(tl.float8e4nv)
+            codes = codes.to(tl.uint8, bitcast=True)
+        inside = busy[:, None] & (c[None, :] < RANK)
+        tl.store(pages + (entry * TOKEN)[:, None] + c[None, :], codes.to(pages.dtype.element_ty), mask=inside)
         key_cos = tl.load(turn, mask=pair, other=0.0)
         key_sin = tl.load(turn + 1, mask=pair, other=0.0)
         key_even = tl.load(kv_at + RANK + 2 * f[None, :], mask=pair, other=0.0).to(tl.float32)
         key_odd = tl.load(kv_at + RANK + 2 * f[None, :] + 1, mask=pair, other=0.0).to(tl.float32)
-        key = entry + RANK + 2 * f[None, :]
-        tl.store(key, (key_even * key_cos - key_odd * key_sin).to(pages.dtype.element_ty), mask=pair)
-        tl.store(key + 1, (key_even * key_sin + key_odd * key_cos).to(pages.dtype.element_ty), mask=pair)
+        key = ropes + (entry * (TOKEN // 2 if PACKED else TOKEN))[:, None] + 2 * f[None, :]
+        tl.store(key, (key_even * key_cos - key_odd * key_sin).to(ropes.dtype.element_ty), mask=pair)
+        tl.store(key + 1, (key_even * key_sin + key_odd * key_cos).to(ropes.dtype.element_ty), mask=pair)
 
 
 def absorb_query(
@@ -118,17 +129,91 @@ def absorb_query(
 ) -> Tensor:
     rows, (heads, _, rank), rope = len(q), w_kv.shape, 2 * turns.shape[1]
     nope = q.shape[1] // heads - rope
-    out = torch.empty(rows, heads, rank + rope, dtype=pages.dtype, device=q.device)
+    out = torch.empty(rows, heads, rank + rope, dtype=w_kv.dtype, device=q.device)
+    ropes, units = split_pages(pages, rank, rope)
     block_n = row_block(rows)
     grid = (heads * triton.cdiv(rank, ABSORB["BLOCK_RANK"]) + 1, triton.cdiv(rows, block_n))
     pdl = overlaps(q)
     _absorb[grid](
-        q, kv, kv_gain, w_kv, turns, place, table, pages, out,
+        q, kv, kv_gain, w_kv, turns, place, table, pages, ropes, units, out,
         rows, q.stride(0), kv.stride(0), w_kv.stride(0), table.stride(0), rows // len(table), eps,
-        HEADS=heads, NOPE=nope, ROPE=rope, RANK=rank, PAGE=pages.shape[1],
-        BLOCK_NOPE=max(16, triton.next_power_of_2(nope)),
+        HEADS=heads, NOPE=nope, ROPE=rope, RANK=rank, PAGE=pages.shape[1], TOKEN=pages.shape[2],
+        PACKED=pages.dtype == torch.uint8, BLOCK_NOPE=max(16, triton.next_power_of_2(nope)),
         ALL_RANK=triton.next_power_of_2(rank), BLOCK_F=triton.next_power_of_2(rope // 2),
         BLOCK_N=block_n, PRECISION=precision(w_kv), PDL=pdl, launch_pdl=pdl, **ABSORB,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _turn_heads(
+    q, k, v, q_bias, k_bias, v_bias, q_gain, k_gain, turns, place, table, pages, out,
+    rows, q_row, k_row, v_row, table_row, tokens, eps,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
+    BIASED: tl.constexpr, NORMED: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One head of q, k or v for a block of tokens, in two halves."""
+    SIZE: tl.constexpr = 2 * HALF
+    head = tl.program_id(0)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    f = tl.arange(0, BLOCK_F)
+    at = tl.load(place + n, mask=n < rows, other=-1)
+    busy = (n < rows) & (at >= 0)
+    pair = busy[:, None] & (f < HALF)[None, :]
+    if head < HEADS:
+        source, bias, gain = q + head * SIZE + n[:, None] * q_row, q_bias + head * SIZE, q_gain
+    elif head < HEADS + GROUPS:
+        source, bias, gain = k + (head - HEADS) * SIZE + n[:, None] * k_row, k_bias + (head - HEADS) * SIZE, k_gain
+    else:
+        value = head - HEADS - GROUPS
+        source, bias, gain = v + value * SIZE + n[:, None] * v_row, v_bias + value * SIZE, k_gain
+    first = tl.load(source + f[None, :], mask=pair, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF + f[None, :], mask=pair, other=0.0).to(tl.float32)
+    if BIASED:
+        first += tl.load(bias + f, mask=f < HALF, other=0.0).to(tl.float32)[None, :]
+        second += tl.load(bias + HALF + f, mask=f < HALF, other=0.0).to(tl.float32)[None, :]
+    if head < HEADS + GROUPS:
+        if NORMED:
+            square = tl.sum(tl.where(pair, first * first + second * second, 0.0), 1)
+            unit = tl.rsqrt(square / SIZE + eps)[:, None]
+            first *= unit * tl.load(gain + f, mask=f < HALF, other=0.0).to(tl.float32)[None, :]
+            second *= unit * tl.load(gain + HALF + f, mask=f < HALF, other=0.0).to(tl.float32)[None, :]
+        turn = turns + at[:, None] * SIZE + 2 * f[None, :]
+        cos = tl.load(turn, mask=pair, other=0.0)
+        sin = tl.load(turn + 1, mask=pair, other=0.0)
+        turned = first * cos - second * sin
+        second = second * cos + first * sin
+        first = turned
+    if head < HEADS:
+        target = out + ((n * HEADS + head) * SIZE)[:, None]
+    else:
+        page = tl.load(table + n // tokens * table_row + at // PAGE, mask=busy, other=0).to(tl.int64)
+        target = pages + ((page * PAGE + at % PAGE) * (2 * GROUPS * SIZE) + (head - HEADS) * SIZE)[:, None]
+    tl.store(target + f[None, :], first.to(out.dtype.element_ty), mask=pair)
+    tl.store(target + HALF + f[None, :], second.to(out.dtype.element_ty), mask=pair)
+
+
+def turn_heads(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    biases: tuple[Tensor, Tensor, Tensor] | None,
+    gains: tuple[Tensor, Tensor] | None,
+    eps: float,
+    turns: Tensor,
+    place: Tensor,
+    table: Tensor,
+    pages: Tensor,
+) -> Tensor:
+    rows, half = len(q), turns.shape[1]
+    heads, groups = q.shape[1] // (2 * half), k.shape[1] // (2 * half)
+    out = torch.zeros(rows, heads, 2 * half, dtype=pages.dtype, device=q.device)  # idle rows are read, too
+    block_n = 1 if rows == 1 else 16
+    _turn_heads[(heads + 2 * groups, triton.cdiv(rows, block_n))](
+        q, k, v, *(biases or (q, k, v)), *(gains or (q, k)), turns, place, table, pages, out,
+        rows, q.stride(0), k.stride(0), v.stride(0), table.stride(0), rows // len(table), eps,
+        HEADS=heads, GROUPS=groups, HALF=half, PAGE=pages.shape[1], BIASED=biases is not None, NORMED=gains is not None,
+        BLOCK_F=triton.next_power_of_2(half), BLOCK_N=block_n, num_warps=1 if rows == 1 else 4,
     )  # fmt: skip
     return out
 

@@ -164,3 +164,13 @@ def test_linear_and_experts_as_on_a_cpu() -> None:
         results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
     for ours, wanted in zip(*results, strict=True):
         assert (ours.cpu() - wanted).norm() < 0.02 * wanted.norm()  # a code may fall to the other side
+
+
+def test_a_layer_that_nobody_watches_names_what_was_not_finite() -> None:
+    layer, x = Fp8Layer("third"), drawn(40, 256)
+    weight = drawn(128, 256, seed=1).requires_grad_()
+    fp8_linear(x, weight, None, layer).sum().backward()
+    assert layer.not_finite() == []
+    x[3, 7] = float("inf")
+    fp8_linear(x, weight, None, layer)
+    assert layer.not_finite() == ["input"]
