@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -327,6 +328,7 @@ def main() -> None:
     key = os.environ["VLLM_API_KEY"] if style == "vllm" else ""
     pace = {name: setting[name] for name in ("token_s", "repeats") if name in setting}
     server = StandIn(tuple(setting.get("faults", ())), style, key, given.served_model_name, **pace)
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(server, "token_s", 0.0))  # so that a test need not wait
     uvicorn.run(server.app, host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=1)
 
 
