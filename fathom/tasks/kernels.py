@@ -7,6 +7,7 @@ torch, the whole of it at `FULL_SPEED_UP`. All tensors are float32 and contiguou
 
 import hashlib
 import json
+import os
 import random
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -116,7 +117,9 @@ def _judged(problem: Problem, source: str, config: TaskConfig) -> Finished:
         PATIENCE * seconds, max(1, int(seconds)), base.memory_bytes, base.file_bytes, base.processes, base.open_files,
         devices=graphics() if on_gpu else (),
     )  # fmt: skip
-    words = ["env", "OMP_NUM_THREADS=1", "HOME={dir}", "TRITON_HOME={dir}", *([] if on_gpu else ["TRITON_INTERPRET=1"])]
+    words = ["env", "OMP_NUM_THREADS=1", "HOME={dir}", "TMPDIR={dir}", "TRITON_HOME={dir}"]
+    # without its loader's path a driver that a container mounts is not found
+    words += [f"LD_LIBRARY_PATH={os.environ.get('LD_LIBRARY_PATH', '')}"] if on_gpu else ["TRITON_INTERPRET=1"]
     files = {"judge.py": JUDGE.read_text(encoding="utf-8"), PROGRAM: source}
     command = [*words, *python_command("judge.py", packages=True)]
     return run_isolated(command, files, limits, config.isolation, json.dumps(asked).encode())

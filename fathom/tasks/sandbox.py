@@ -189,17 +189,26 @@ def _in_namespaces(folder: str, words: Sequence[str], devices: Sequence[str] = (
     drop = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
     return [
         "unshare", *user, *spaces, "/bin/sh", "-c", BUILD, "sh", folder, " ".join(drop), " ".join(devices),
-        *_visible(), "--", *words
+        *_visible(drivers=bool(devices)), "--", *words
     ]  # fmt: skip
 
 
-def _visible() -> list[str]:
-    """Directories that a Python needs: the system's own, and those of this interpreter and its packages."""
+def _visible(drivers: bool) -> list[str]:
+    """Directories that a Python needs: the system's own, and those of this interpreter and its packages.
+
+    `drivers` adds what is mounted within them: a container gets its libraries of a GPU that way, and the bind of a
+    directory leaves such mounts behind.
+    """
     own = [sys.prefix, sys.base_prefix, os.path.dirname(os.path.realpath(sys.executable))]
-    roots = ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", *own]
+    roots = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", *own]
     found = [path for path in dict.fromkeys(roots) if os.path.exists(path)]
-    inside = [path for path in found for other in found if path != other and path.startswith(other + "/")]
-    return [path for path in found if path not in inside]
+    outermost = [path for path in found if not _is_within(path, found)]
+    mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()] if drivers else []
+    return outermost + [path for path in dict.fromkeys(mounted) if _is_within(path, outermost)]
+
+
+def _is_within(path: str, directories: Sequence[str]) -> bool:
+    return any(path.startswith(f"{directory}/") for directory in directories)
 
 
 # The shell's part, in the new namespaces: a small root in memory, read-only views of what a program needs, a copy of
@@ -218,7 +227,7 @@ while [ "$1" != "--" ]; do
     if [ -L "$1" ]; then
         cp -P "$1" ".$1"
     else
-        if [ -d "$1" ]; then mkdir -p ".$1"; else : > ".$1"; fi
+        if [ -d "$1" ]; then mkdir -p ".$1"; elif [ ! -e ".$1" ]; then : > ".$1"; fi
         mount --bind "$1" ".$1"
         mount -o remount,bind,ro,nosuid,nodev ".$1"
     fi

@@ -170,7 +170,6 @@ def test_a_device_without_meaning_is_refused() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_pays_for_speed() -> None:
-    """Not yet run on a GPU."""
     task = build(replace(CONFIG, kernel_device="gpu", check_seconds=60.0))
     assert 0.5 < task.grade(ADD, ADD.answer) <= 1.0
     assert task.grade(ADD, WRONG["another operator"]) == 0.0
