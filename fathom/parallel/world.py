@@ -200,13 +200,25 @@ def _lead(children: "Sequence[_Child]", crew: _Crew, work: Callable[..., R], arg
     """Take part as the first process, then see that the others ended well."""
     try:
         result = _take_part(0, crew, work, args)
-    except RuntimeError:  # a lost connection says less than what broke it
-        for child in children:
-            child.await_end(PATIENCE)
-        raise
+    except _Failure as own:
+        if not isinstance(own.error, RuntimeError):
+            raise own.error from None
+        deadline = time.monotonic() + PATIENCE  # a lost connection says less than what broke it
+        others = [child.await_end(max(0.0, deadline - time.monotonic())) for child in children]
+        first = min([own, *(failure for failure in others if failure)], key=lambda failure: failure.at)
+        raise first.error from None
     for child in children:
-        child.await_end()
+        if failure := child.await_end():
+            raise failure.error
     return result
+
+
+@dataclass(eq=False)
+class _Failure(Exception):
+    """What ended a process, and when by the system's clock: the first of several caused the others."""
+
+    at: float
+    error: Exception
 
 
 @dataclass(frozen=True)
@@ -236,21 +248,21 @@ class _Child:
                 "a worker process could not start; its own message stands above, and --workers 1 does without"
             ) from None
 
-    def await_end(self, patience: float | None = None) -> None:
-        """Wait until the child ends, or for so many seconds, and raise what ended it unless all went well."""
+    def await_end(self, patience: float | None = None) -> _Failure | None:
+        """Wait until the child ends, or for so many seconds; what ended it, unless all went well so far."""
         if not self.messages.poll(patience):
-            return
+            return None
         try:
-            error = pickle.loads(self.messages.recv_bytes())  # from our own child
+            return pickle.loads(self.messages.recv_bytes())  # from our own child
         except EOFError:
             self.process.join()
             if self.process.exitcode in (0, INTERRUPTED):
-                return
+                return None
             error = RuntimeError(
                 f"a worker process ended with exit code {self.process.exitcode} and no message, as one does that the "
                 "system stops for its memory; repeat the command, with a lower micro_batch_rows or --workers 1"
             )
-        raise error
+            return _Failure(0.0, error)  # nobody else ends a process without a word
 
     def stop(self) -> None:
         """End the child; what it may be writing is not yet under its name."""
@@ -280,26 +292,29 @@ def _child_main(
         _take_part(rank, crew, work, args)
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)  # the user stopped the first process as well; it speaks for both
-    except Exception as error:
+    except _Failure as failure:
         with contextlib.suppress(OSError):
-            messages.send_bytes(pickle.dumps(error))
+            messages.send_bytes(pickle.dumps(failure))
         os._exit(1)
 
 
 def _take_part(rank: int, crew: _Crew, work: Callable[..., R], args: tuple[object, ...]) -> R:
-    # a process that ends is noticed at once; one that prepares the data may keep the others waiting for long
-    dist.init_process_group(
-        backend_of(crew.device),
-        init_method=f"file://{crew.meeting}",
-        rank=rank,
-        world_size=crew.size,
-        timeout=timedelta(days=1),
-    )
     try:
+        # a process that ends is noticed at once; one that prepares the data may keep the others waiting for long
+        dist.init_process_group(
+            backend_of(crew.device),
+            init_method=f"file://{crew.meeting}",
+            rank=rank,
+            world_size=crew.size,
+            timeout=timedelta(days=1),
+        )
         dist.barrier()  # gloo waits on for a process that has left before all others were connected
         return work(_settle(rank, crew.size, rank, crew.size, crew.device, crew.layout), *args)
+    except Exception as error:  # its time is taken before the others can notice
+        raise _Failure(time.time(), error) from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _settle(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fathom.config import (
@@ -286,6 +287,19 @@ def fail_in_the_first(world: World) -> None:
     if world.rank == 0:
         raise Odd("rank 0 has had enough")
     world.barrier()
+
+
+def fail_at_the_end_of_a_chain(world: World) -> None:
+    if world.rank == 2:
+        raise Odd("rank 2 has had enough")
+    dist.recv(torch.zeros(1), src=world.rank + 1)  # rank 1 loses rank 2, and thereby rank 0 loses rank 1
+
+
+@pytest.mark.ranks
+def test_the_first_of_several_failures_is_raised() -> None:
+    with pytest.raises(Odd, match="rank 2 has had enough"):
+        launch(3, "cpu", fail_at_the_end_of_a_chain)
+    assert children() == []
 
 
 @pytest.mark.ranks
